@@ -1,0 +1,126 @@
+"""The autoencoder: 64 x 64 pictures to 16 x 16 latents of 4 channels.
+
+Trained in two stages. Encoder and decoder learn together first; then the encoder stands still, so that the denoiser can be trained
+on its latents, while the decoder alone goes on with a perceptual loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from .dataset import Pictures
+from .training import train
+
+SEED = 11
+JOINT_STEPS, JOINT_BATCH, JOINT_RATE = 3500, 8, 1e-3
+DECODER_STEPS, DECODER_BATCH, DECODER_RATE = 4000, 16, 7e-4
+KL_WEIGHT, EDGE_WEIGHT, PERCEPTUAL_WEIGHT = 1e-6, 0.5, 0.1
+
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def new() -> AutoencoderKL:
+    """An untrained autoencoder of the track's architecture."""
+    torch.manual_seed(SEED)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(24, 48, 96),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=64,
+    ).to(memory_format=torch.channels_last)
+    # Start with little posterior noise: at unit variance it drowns the code, and the decoder learns to ignore it.
+    with torch.no_grad():
+        vae.quant_conv.bias[4:].fill_(-6.0)
+    return vae
+
+
+def to_signed(pixels: torch.Tensor) -> torch.Tensor:
+    """(N, 64, 64, 3) uint8 to (N, 3, 64, 64) float in [-1, 1]."""
+    return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def reconstruction_error(decoded: torch.Tensor, signed: torch.Tensor) -> torch.Tensor:
+    """Absolute and squared error, and the absolute error of the differences between neighbours, which blur gets wrong."""
+    error = (decoded - signed).abs().mean() + 2 * F.mse_loss(decoded, signed)
+    for axis in (-1, -2):
+        error = error + EDGE_WEIGHT * (decoded.diff(dim=axis) - signed.diff(dim=axis)).abs().mean()
+    return error
+
+
+def fit_jointly(pictures: Pictures, folder: Path, steps: int = JOINT_STEPS) -> AutoencoderKL:
+    """First stage: encoder and decoder together; sets `scaling_factor` so that latents have unit variance."""
+    vae = new()
+    pixels = torch.from_numpy(pictures.pixels)
+
+    def forward(signed: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, log_variance = vae.quant_conv(vae.encoder(signed)).chunk(2, dim=1)
+            log_variance = log_variance.clamp(-30, 20)
+            decoded = vae.decoder(vae.post_quant_conv(mean + torch.exp(0.5 * log_variance) * noise))
+        mean, log_variance = mean.float(), log_variance.float()
+        divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
+        return decoded.float(), divergence
+
+    def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(len(pixels), (JOINT_BATCH,), generator=generator)
+        signed = to_signed(pixels[rows])
+        decoded, divergence = forward(signed, torch.randn(JOINT_BATCH, 4, 16, 16, generator=generator))
+        return reconstruction_error(decoded, signed) + KL_WEIGHT * divergence
+
+    train("vae-joint", vae, loss, folder, steps=steps, rate=JOINT_RATE, seed=SEED, average=0.995)
+    vae.register_to_config(scaling_factor=round(1 / encode(vae, pictures, limit=4000).std().item(), 5))
+    return vae
+
+
+def fit_decoder(
+    vae: AutoencoderKL, latents: torch.Tensor, pictures: Pictures, folder: Path, distance: Distance, steps: int = DECODER_STEPS
+) -> AutoencoderKL:
+    """Second stage: the decoder alone, on fixed latents (N, 4, 16, 16), with a perceptual distance of pictures in [0, 1]."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    pixels = torch.from_numpy(pictures.pixels)
+
+    def forward(codes: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return vae.decoder(vae.post_quant_conv(codes)).float()
+
+    def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(len(pixels), (DECODER_BATCH,), generator=generator)
+        signed, codes = to_signed(pixels[rows]), latents[rows]
+        decoded = forward(codes + 0.02 * torch.randn(codes.shape, generator=generator))
+        error = reconstruction_error(decoded, signed)
+        return error + PERCEPTUAL_WEIGHT * distance(decoded / 2 + 0.5, signed / 2 + 0.5).mean()
+
+    train("vae-decoder", vae, loss, folder, steps=steps, rate=DECODER_RATE, seed=SEED + 1, average=0.998)
+    return vae.requires_grad_(True)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: Pictures, limit: int | None = None, batch: int = 100) -> torch.Tensor:
+    """Unscaled latent means (N, 4, 16, 16) of the pictures."""
+    pixels = torch.from_numpy(pictures.pixels[:: max(1, len(pictures.pixels) // limit)] if limit else pictures.pixels)
+    return torch.cat([vae.encode(to_signed(part)).latent_dist.mean for part in pixels.split(batch)])
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: Pictures, batch: int = 100) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB of each 8-bit reconstruction, (N,)."""
+    values = []
+    for part in torch.from_numpy(pictures.pixels).split(batch):
+        signed = to_signed(part)
+        decoded = vae.decode(vae.encode(signed).latent_dist.mean).sample.clamp(-1, 1)
+        levels = ((decoded + 1) * 127.5).round()
+        error = ((levels - (signed + 1) * 127.5) / 255).square().mean(dim=(1, 2, 3))
+        values.append(-10 * error.log10())
+    return torch.cat(values)
