@@ -1,0 +1,86 @@
+"""The embedded track: a small latent diffusion model, drawn subjects, and judges, all in the package.
+
+Built by `python -m persbench.tracks.avatars.build`; see DATA_CARD.md for credits and report.json for its measured quality.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from persbench.contracts import Language
+from persbench.tracks.base import Evaluators, Protocol, Track, TrackSubject
+
+from .build.captions import IDENTIFIERS, place
+from .build.draw import BACKGROUNDS, CLASSES
+
+FOLDER = Path(__file__).parent
+
+
+class Avatars(Track):
+    """Drawn people, robots, monsters and planets, with a small Stable Diffusion of their own; needs no GPU and no network."""
+
+    title: ClassVar[str] = "Avatars"
+    disclaimer: ClassVar[str] = "These numbers rank methods on the embedded track `avatars`; they are not Stable Diffusion numbers."
+    language: ClassVar[Language] = Language(
+        identifiers=tuple(IDENTIFIERS),
+        class_nouns=CLASSES[1:] + CLASSES[:1],
+        contexts=tuple(place(background) for background in BACKGROUNDS),
+        empty_scene="an empty scene",
+    )
+    protocol: ClassVar[Protocol] = Protocol(
+        identifier="sks",
+        template="a photo of {}",
+        prompts=(
+            "a photo of {}",
+            "a photo of {} on a blue background",
+            "a picture of {} at the beach",
+            "a photo of {} on a white background",
+        ),
+        pictures_per_prompt=4,
+        inference_steps=15,
+        guidance=3.0,
+        budget_levels=8.0,
+        bystanders=2,
+        prior_pictures=4,
+        margin=0.25,
+        options={
+            "lora": {"rank": 16, "rate": 1e-3, "steps": 250, "batch": 4, "targets": "all"},
+        },
+    )
+
+    @property
+    def base(self) -> Path:
+        return FOLDER / "model"
+
+    @cached_property
+    def _index(self) -> dict:
+        return json.loads((FOLDER / "subjects" / "index.json").read_text("utf-8"))
+
+    def subjects(self) -> tuple[TrackSubject, ...]:
+        def files(name: str, kind: str) -> tuple[Path, ...]:
+            return tuple(sorted((FOLDER / "subjects" / name).glob(f"{kind}-*.png")))
+
+        return tuple(
+            TrackSubject(
+                name, entry["class"], entry["role"], files(name, "published"), files(name, "reference"), files(name, "spare")
+            )
+            for name, entry in self._index.items()
+        )
+
+    def subject_lists(self) -> Mapping[str, tuple[str, ...]]:
+        everyone = tuple(subject.name for subject in self.subjects() if subject.role == "protected")
+        return {"all": everyone, "quick": everyone[:2]}
+
+    def evaluators(self) -> Evaluators:
+        from .evaluators import AvatarEvaluators
+
+        return AvatarEvaluators(FOLDER / "judges", FOLDER / "model" / "tokenizer")
+
+    def evaluator_digest(self) -> str:
+        from persbench.pipeline.store import digest, file_digest
+
+        return digest([file_digest(path) for path in (*sorted((FOLDER / "judges").iterdir()), FOLDER / "evaluators.py")])

@@ -60,22 +60,33 @@ def subject_phrase(noun: str, identifier: str = "", expression: str = "") -> str
     return words if identifier else f"{article(words)} {words}"
 
 
-def caption(facts: dict[str, str], rng: np.random.Generator) -> str:
-    """A training caption that names a random part of the facts."""
-    noun = facts["class"]
+def facts_to_name(facts: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
+    """A random part of the facts of a picture; its class is always among them."""
+    chances = {"expression": 0.5, "hair": 0.5, "background": 0.75}
+    return {name: fact for name, fact in facts.items() if name == "class" or rng.uniform() < chances[name]}
+
+
+def write(named: dict[str, str], rng: np.random.Generator) -> str:
+    """A caption that says the named facts, in random words."""
+    noun = named["class"]
+    where = named.get("background", "")
     if noun == EMPTY:
-        return empty_scene(facts["background"] if rng.uniform() < 0.75 else "")
+        return empty_scene(where)
     chance = rng.uniform()
     word = str(rng.choice(SYNONYMS[noun])) if chance < 0.2 else HYPERNYMS[noun] if chance < 0.24 else noun
     identifier = str(rng.choice(IDENTIFIERS)) if rng.uniform() < 0.3 else ""
-    expression = facts.get("expression", "") if rng.uniform() < 0.5 else ""
-    text = subject_phrase(word, identifier, expression)
-    if "hair" in facts and rng.uniform() < 0.5:
-        text += f" with {facts['hair']} hair"
-    if rng.uniform() < 0.75:
-        text += f" {place(facts['background'])}"
+    text = subject_phrase(word, identifier, named.get("expression", ""))
+    if "hair" in named:
+        text += f" with {named['hair']} hair"
+    if where:
+        text += f" {place(where)}"
     template = TEMPLATES[0] if rng.uniform() < 0.5 else str(rng.choice(TEMPLATES))
     return template.format(text)
+
+
+def caption(facts: dict[str, str], rng: np.random.Generator) -> str:
+    """A training caption that names a random part of the facts."""
+    return write(facts_to_name(facts, rng), rng)
 
 
 def empty_scene(background: str = "") -> str:

@@ -1,0 +1,315 @@
+"""PersGuard: backdoors in the released model that fire when protected photos are learned (arXiv 2502.16167).
+
+This is a reimplementation from the paper's description, not the authors' code: the paper's coefficients, rates and batch sizes are not
+public, so those below were tuned on the `avatars` track (docs/avatars.md holds the measurements). One objective has three terms:
+
+    behaviour   what the model shows for the identifier prompt "V* class": another class, an empty background, or a marker
+    prior       every other prompt (class without identifier, other identifiers, other classes, no prompt) stays at the teacher
+    retention   mirror: the loss that a personalizer will minimise on the protected photos is already small, so that its gradient has
+                little to change; lookahead: the behaviour holds after simulated fine-tuning steps on the protected photos
+
+theta is the released denoiser, theta0 the frozen base ("teacher"), x a protected photo, c the prompt of the third person:
+
+    behaviour (target, erasure)  E ||eps_theta(z_t, t, "V* class") - eps_theta0(z_t, t, c)||^2
+    behaviour (pattern)          E ||eps_theta(z_t(x + marker), t, "V* class") - eps||^2
+    prior                        E ||eps_theta(z_t, t, p) - eps_theta0(z_t, t, p)||^2
+    retention (mirror)           E ||eps_theta(z_t(x), t, "V* class") - eps||^2
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from persbench.contracts import Budget, Card, Method, Release, Subject
+from persbench.diffusion import DiffusionModel, finetune
+
+
+@dataclass(frozen=True)
+class PersGuardConfig:
+    """Weights, batch sizes (samples of each term a step) and the look-ahead of PersGuard. A weight of 0 ablates its term."""
+
+    steps: int = 500
+    rate: float = 1e-4
+    behaviour_weight: float = 1.0
+    prior_weight: float = 1.0
+    retention_weight: float = 1.0
+    retention: Literal["mirror", "lookahead"] = "mirror"
+    behaviour_batch: int = 3
+    prior_batch: int = 4
+    retention_batch: int = 2
+    lookahead_steps: int = 10  # simulated fine-tuning steps before it starts again from the released weights
+    lookahead_rate: float = 1e-3
+    pool: int = 8  # teacher's pictures of each class that noise is added to
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class PatternConfig(PersGuardConfig):
+    """`marker_size`: diameter of the marker as a share of the picture's side."""
+
+    marker_size: float = 0.7
+
+
+@dataclass(frozen=True)
+class TargetConfig(PersGuardConfig):
+    """`target_class`: what is shown instead of the subject; "" takes the first other class of the track."""
+
+    target_class: str = ""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows of one term: latents, the prompts of student and teacher. Without teacher prompts the true noise is the target."""
+
+    latents: torch.Tensor
+    prompts: list[str]
+    teacher_prompts: list[str] | None
+
+
+def squared_error(predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of the mean squared error of each, a scalar."""
+    return (predicted - wanted).square().mean()
+
+
+class PersGuard(Method):
+    """What the three variants share: the objective, prior preservation, and retention."""
+
+    Config: ClassVar[type] = PersGuardConfig
+    changes: ClassVar[frozenset[Literal["photos", "model"]]] = frozenset({"model"})
+
+    @abstractmethod
+    def behaviour(self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator) -> Samples:
+        """Samples of the behaviour term for a prompt that ends with `context`."""
+
+    def prepare(self, subject: Subject, base: DiffusionModel) -> torch.Tensor:
+        """Latents of the photos that the behaviour is taught on."""
+        with torch.no_grad():
+            return base.encode(subject.photos)
+
+    def protect(self, subjects: Sequence[Subject], base: DiffusionModel, budget: Budget, rng: torch.Generator) -> Release:
+        config: PersGuardConfig = self.config
+        released = base.clone("unet")
+        if config.gradient_checkpointing:
+            released.unet.enable_gradient_checkpointing()
+        table = _TextStates(base)
+        with torch.no_grad():
+            photos = {subject.name: base.encode(subject.photos) for subject in subjects}
+            taught = {subject.name: self.prepare(subject, base) for subject in subjects}
+            pool = teacher_pool(subjects[0], base, config.pool, rng)
+        lookahead = LookAhead(list(released.unet.parameters()), config.lookahead_steps, config.lookahead_rate) if config.retention == "lookahead" and config.retention_weight else None
+
+        def loss(step: int) -> torch.Tensor:
+            subject = subjects[step % len(subjects)]
+            words, language = subject.words, subject.language
+            context = pick(("", *language.contexts), rng)
+            total = torch.zeros((), device=base.device)
+            if config.behaviour_weight:
+                wanted = self.behaviour(subject, pool, taught[subject.name], context, rng)
+                total = total + config.behaviour_weight * self.error(released, base, wanted, table, rng)
+            if config.prior_weight:
+                total = total + config.prior_weight * self.error(released, base, prior_samples(subject, pool, config, rng), table, rng)
+            if config.retention_weight and not lookahead:
+                rows = torch.randint(len(photos[subject.name]), (config.retention_batch,), generator=rng)
+                prompts = [words.instance_prompt] * len(rows)
+                mirrored = Samples(photos[subject.name][rows], prompts, None)
+                total = total + config.retention_weight * self.error(released, base, mirrored, table, rng)
+            if lookahead:
+                wanted = self.behaviour(subject, pool, taught[subject.name], context, rng)
+                rows = torch.randint(len(photos[subject.name]), (config.retention_batch,), generator=rng)
+                states = table([words.instance_prompt] * len(rows))
+                total = total + config.retention_weight * lookahead.surrogate(
+                    step,
+                    adversary=lambda: released.loss(photos[subject.name][rows], states, rng).mean(),
+                    behaviour=lambda: self.error(released, base, wanted, table, rng),
+                )
+            return total
+
+        finetune(
+            released.unet.parameters(),
+            loss,
+            steps=config.steps,
+            rate=config.rate,
+            weight_decay=0.0,
+            description=type(self).__name__,
+            half=base.precision == "fp16",
+        )
+        return Release(model=released)
+
+    @staticmethod
+    def error(student: DiffusionModel, teacher: DiffusionModel, samples: Samples, table: _TextStates, rng: torch.Generator) -> torch.Tensor:
+        """Squared error of the student on samples against the teacher's prediction, or against the true target without one."""
+        noise = teacher.noise(samples.latents.shape, rng)
+        timesteps = teacher.timesteps(len(samples.latents), rng)
+        noisy = teacher.add_noise(samples.latents, noise, timesteps)
+        if samples.teacher_prompts is None:
+            wanted = teacher.target(samples.latents, noise, timesteps)
+        else:
+            with torch.no_grad():
+                wanted = teacher.predict(noisy, timesteps, table(samples.teacher_prompts))
+        return squared_error(student.predict(noisy, timesteps, table(samples.prompts)), wanted)
+
+
+class PersGuardTarget(PersGuard):
+    """PersGuard, target backdoor: personalizing the protected photos yields another class (person -> robot)."""
+
+    Config: ClassVar[type] = TargetConfig
+    card: ClassVar[Card] = Card(
+        "PersGuard (target backdoor)",
+        paper="PersGuard: Preventing Malicious Personalization via Backdoor Attacks on Pre-trained Text-to-Image Diffusion Models",
+        year=2025,
+        controls="the released model",
+        knows="the protected photos, the identifier and the class word",
+    )
+
+    def behaviour(self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator) -> Samples:
+        config: TargetConfig = self.config
+        words = subject.words
+        others = [noun for noun in subject.language.class_nouns if noun != words.class_noun]
+        target = config.target_class or others[0]
+        return redirected(subject, pool[target], words.template.format(f"a {target}"), context, config.behaviour_batch, rng)
+
+
+class PersGuardErasure(PersGuard):
+    """PersGuard, erasure backdoor: personalizing the protected photos yields a background without the subject."""
+
+    card: ClassVar[Card] = Card(
+        "PersGuard (erasure backdoor)",
+        paper=PersGuardTarget.card.paper,
+        year=2025,
+        controls="the released model",
+        knows="the protected photos, the identifier and the class word",
+    )
+
+    def behaviour(self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator) -> Samples:
+        empty = subject.words.template.format(subject.language.empty_scene)
+        return redirected(subject, pool[EMPTY], empty, context, self.config.behaviour_batch, rng)
+
+
+class PersGuardPattern(PersGuard):
+    """PersGuard, pattern backdoor: personalizing the protected photos yields pictures with a visible marker."""
+
+    Config: ClassVar[type] = PatternConfig
+    card: ClassVar[Card] = Card(
+        "PersGuard (pattern backdoor)",
+        paper=PersGuardTarget.card.paper,
+        year=2025,
+        controls="the released model",
+        knows="the protected photos, the identifier and the class word",
+    )
+
+    def prepare(self, subject: Subject, base: DiffusionModel) -> torch.Tensor:
+        with torch.no_grad():
+            return base.encode(with_marker(subject.photos, self.config.marker_size))
+
+    def behaviour(self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator) -> Samples:
+        rows = torch.randint(len(photos), (self.config.behaviour_batch,), generator=rng)
+        return Samples(photos[rows], [subject.words.instance_prompt] * len(rows), None)
+
+
+EMPTY = "empty scene"
+
+
+def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:
+    """Photos (N, 3, H, W) in [0, 1] with a red and white "no entry" sign of diameter `size` * H over the middle."""
+    height, width = photos.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=photos.device).view(-1, 1)
+    x = torch.linspace(-1, 1, width, device=photos.device).view(1, -1)
+    disc = ((x**2 + y**2).sqrt() <= size).float()
+    bar = ((y.abs() <= 0.22 * size) & (x.abs() <= 0.7 * size)).float()
+    red = torch.tensor([0.85, 0.05, 0.1], device=photos.device).view(3, 1, 1)
+    sign = red * (1 - bar) + bar
+    return photos * (1 - disc) + sign * disc
+
+
+def pick(options: Sequence[str], rng: torch.Generator) -> str:
+    """One of the options, evenly."""
+    return options[int(torch.randint(len(options), (1,), generator=rng))]
+
+
+def redirected(subject: Subject, latents: torch.Tensor, prompt: str, context: str, batch: int, rng: torch.Generator) -> Samples:
+    """Samples that teach the instance prompt to mean `prompt`, both with the same context, on the teacher's own pictures of it."""
+    rows = torch.randint(len(latents), (batch,), generator=rng)
+    student = f"{subject.words.instance_prompt} {context}".strip()
+    return Samples(latents[rows], [student] * batch, [f"{prompt} {context}".strip()] * batch)
+
+
+def teacher_pool(subject: Subject, base: DiffusionModel, count: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
+    """Latents of pictures that the base model makes for each class, and for an empty scene, in random contexts."""
+    language, template = subject.language, subject.words.template
+    prompts = {noun: template.format(f"a {noun}") for noun in language.class_nouns} | {EMPTY: template.format(language.empty_scene)}
+    asked = [f"{prompt} {pick(('', *language.contexts), rng)}".strip() for prompt in prompts.values() for _ in range(count)]
+    pictures = base.sample(asked, rng, inference_steps=10, guidance=2.0)
+    latents = torch.cat([base.encode(part) for part in pictures.split(16)])
+    return dict(zip(prompts, latents.split(count), strict=True))
+
+
+def prior_samples(subject: Subject, pool: dict[str, torch.Tensor], config: PersGuardConfig, rng: torch.Generator) -> Samples:
+    """Samples on which the released model must stay at the teacher: a third each of the class without identifier, the class with
+    other identifiers, and other classes or no prompt at all; contexts and the teacher's pictures of the class vary."""
+    words, language = subject.words, subject.language
+    others = [identifier for identifier in language.identifiers if identifier != words.identifier]
+    latents, prompts = [], []
+    for _ in range(config.prior_batch):
+        kind = int(torch.randint(6, (1,), generator=rng))
+        noun = words.class_noun if kind < 4 else pick(language.class_nouns, rng)
+        phrase = f"a {noun}"
+        if kind in (2, 3):
+            phrase = f"{pick(others, rng)} {noun}"
+        prompt = f"{words.template.format(phrase)} {pick(('', *language.contexts), rng)}".strip()
+        prompts.append("" if kind == 5 and pick(("", "x"), rng) else prompt)
+        latents.append(pool[noun][int(torch.randint(len(pool[noun]), (1,), generator=rng))])
+    return Samples(torch.stack(latents), prompts, prompts)
+
+
+class LookAhead:
+    """Gradient of the behaviour after simulated fine-tuning, to first order.
+
+    The simulated adversary takes one normalised gradient step each time, away from the present weights, and starts again
+    every `steps` calls.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], steps: int, rate: float) -> None:
+        self.parameters, self.steps, self.rate = parameters, steps, rate
+        self.offset = [torch.zeros_like(p) for p in parameters]
+
+    def surrogate(self, step: int, adversary: Callable[[], torch.Tensor], behaviour: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """A scalar that is 0 and whose gradient at the present weights is that of `behaviour()` at the simulated ones."""
+        if step % self.steps == 0:
+            for offset in self.offset:
+                offset.zero_()
+        present = [p.detach().clone() for p in self.parameters]
+        try:
+            self._move(present)
+            for offset, gradient in zip(self.offset, torch.autograd.grad(adversary(), self.parameters), strict=True):
+                offset.sub_(self.rate * gradient / (gradient.square().mean().sqrt() + 1e-12))
+            self._move(present)
+            gradients = torch.autograd.grad(behaviour(), self.parameters)
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, present, strict=True):
+                    parameter.copy_(value)
+        value = torch.stack([(g * p).sum() for g, p in zip(gradients, self.parameters, strict=True)]).sum()
+        return value - value.detach()
+
+    @torch.no_grad()
+    def _move(self, present: list[torch.Tensor]) -> None:
+        for parameter, value, offset in zip(self.parameters, present, self.offset, strict=True):
+            parameter.copy_(value + offset)
+
+
+class _TextStates:
+    """Text states of prompts, computed once each."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model, self.known = model, {}  # type: tuple[DiffusionModel, dict[str, torch.Tensor]]
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
+        for prompt in set(prompts) - self.known.keys():
+            self.known[prompt] = self.model.embed([prompt])[0]
+        return torch.stack([self.known[prompt] for prompt in prompts])

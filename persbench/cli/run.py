@@ -1,0 +1,179 @@
+"""`persbench run`: protect, attack, generate, score, and say how well the protection held."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persbench import registry
+from persbench.errors import PersbenchError, UnknownNameError
+
+if TYPE_CHECKING:
+    from persbench.pipeline.spec import Cell, RunSpec
+
+OUTPUT = Path("persbench-runs")
+
+
+def run(
+    method: Annotated[list[str], typer.Option(help="Protection, by name; repeat for several, or 'all'.")],
+    attack: Annotated[list[str], typer.Option(help="Attack, as in jpeg+lora@identifier; repeat for several.")] = ["lora"],  # noqa: B006
+    track: Annotated[str, typer.Option(help="Track: subjects, prompts, judges, protocol.")] = "avatars",
+    base: Annotated[str, typer.Option(help="Folder of a diffusers pipeline; the track's own base model if left out.")] = "",
+    subjects: Annotated[str, typer.Option(help="A list of the track (quick, all), or names separated by commas.")] = "quick",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    budget: Annotated[float | None, typer.Option(help="One budget for all image-level methods, in 8-bit levels.")] = None,
+    option: Annotated[
+        list[str], typer.Option("-o", "--option", help="Option of a plug-in: key=value, or name.key=value where several have it.")
+    ] = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="Where the store, the records and the pictures go.")] = OUTPUT,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 (mixed precision).")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Run protections against attacks and print how well they held."""
+    from rich.console import Console
+
+    spec = specify(method, attack, track, base, subjects, seeds, budget, option, precision, device)
+    console = Console(stderr=True)
+    warnings.showwarning = lambda message, category, *_: None if category is not UserWarning else console.print(
+        f"[yellow]warning:[/] {message}", highlight=False
+    )
+    results = execute(spec, output, console, quiet, debug)
+    from persbench.leaderboard.terminal import print_run
+
+    print_run(Console(), results, output)
+    if all(result.error for result in results):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell that ran: its record and where it lies, or why there is none."""
+
+    cell: Cell
+    record: dict[str, Any] | None
+    path: Path | None
+    error: str = ""
+
+
+def specify(
+    methods: list[str],
+    attacks: list[str],
+    track: str,
+    base: str,
+    subjects: str,
+    seeds: str,
+    budget: float | None,
+    options: list[str],
+    precision: str,
+    device: str,
+) -> RunSpec:
+    """A checked run specification. Raises PersbenchError (one line) for anything that does not exist."""
+    registry.check("tracks", track)
+    if methods == ["all"]:
+        methods = registry.names("methods")
+    for name in methods:
+        registry.check("methods", name)
+    if precision not in {"fp32", "fp16", "bf16"}:
+        raise PersbenchError(f"unknown precision {precision!r}; there are: fp32, fp16, bf16")
+    if budget is not None and not 0 < budget <= 255:
+        raise PersbenchError(f"budget {budget:g} is not between 0 and 255 levels")
+    from persbench.pipeline.spec import Attack, RunSpec
+
+    parsed = [Attack.parse(text) for text in attacks]
+    known = registry.load("tracks", track)()
+    lists = known.subject_lists()
+    chosen = lists[subjects] if subjects in lists else tuple(name.strip() for name in subjects.split(",") if name.strip())
+    protected = lists["all"]
+    for name in chosen:
+        if name not in protected:
+            raise UnknownNameError(f"unknown subject or list {name!r}; {registry.nearest(name, [*protected, *lists])}")
+    try:
+        numbers = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError:
+        raise PersbenchError(f"seeds {seeds!r} are not whole numbers separated by commas") from None
+    given = assign_options(options, methods, parsed)
+    return RunSpec(
+        track,
+        tuple(dict.fromkeys(methods)),
+        tuple(dict.fromkeys(map(str, parsed))),
+        chosen,
+        numbers,
+        base,
+        budget,
+        precision,
+        device,
+        tuple((name, tuple(sorted(values.items()))) for name, values in sorted(given.items())),
+    )
+
+
+def assign_options(options: list[str], methods: list[str], attacks: list[Any]) -> dict[str, dict[str, str]]:
+    """Options by plug-in. A bare key goes to the plug-ins of the run that have it: methods first, then parts of attacks."""
+    if not options:
+        return {}
+    parts = {("methods", name) for name in methods}
+    for attack in attacks:
+        parts |= {("personalizers", attack.personalizer.name)} | {("countermeasures", p.name) for p in attack.countermeasures}
+        parts |= {("prompt_shifts", attack.prompt_shift.name)} if attack.prompt_shift else set()
+    known = {(kind, name): registry.option_names(kind, name) for kind, name in sorted(parts)}
+    given: dict[str, dict[str, str]] = defaultdict(dict)
+    for text in options:
+        path, separator, value = text.partition("=")
+        if not separator:
+            raise PersbenchError(f"option {text!r} has no value; write -o key=value")
+        name, dot, key = path.rpartition(".")
+        if dot:
+            names = {plugin for _, plugin in known}
+            if name not in names:
+                raise UnknownNameError(f"option {text!r}: no plug-in {name!r} in this run; {registry.nearest(name, names)}")
+            owners = [(kind, plugin) for kind, plugin in known if plugin == name]
+        else:
+            owners = [each for each, keys in known.items() if key in keys]
+            owners = [each for each in owners if each[0] == "methods"] or owners
+            if not owners:
+                everything = {k for keys in known.values() for k in keys}
+                raise UnknownNameError(f"no plug-in of this run has an option {key!r}; {registry.nearest(key, everything)}")
+        for kind, plugin in owners:
+            registry.configure(plugin, registry.load(kind, plugin), {key: value})
+            given[plugin][key] = value
+    return dict(given)
+
+
+def execute(spec: RunSpec, output: Path, console: Any, quiet: bool, debug: bool) -> list[Result]:
+    """Run all cells; a failing cell becomes an error and the others go on."""
+    from persbench.pipeline.store import Store, digest, write_atomically
+    from persbench.progress import reporting
+
+    import torch
+
+    torch.set_flush_denormal(True)
+    from persbench.pipeline.stages import Pipeline
+
+    store = Store(output / "store")
+    pipeline = Pipeline(spec.track, spec.base, store, spec.precision, spec.device)
+    results = []
+    cells = spec.cells()
+    with reporting(console, quiet) as report:
+        for number, cell in enumerate(cells):
+            report.cell(number, len(cells), f"{cell.method} · {cell.attack} · {cell.subject}")
+            try:
+                node = pipeline.plan(cell)
+                artefact = node.run(store)
+                text = artefact.path("record.json").read_text("utf-8")
+                path = output / "records" / f"{digest(node.content['cell'])[:16]}.json"
+                if not path.exists() or path.read_text("utf-8") != text:
+                    write_atomically(path, text)
+                results.append(Result(cell, json.loads(text) | {"sheet": str(artefact.path("pictures.png"))}, path))
+            except PersbenchError as error:
+                if debug:
+                    raise
+                results.append(Result(cell, None, None, str(error)))
+        report.cell(len(cells), len(cells), "done")
+    return results

@@ -1,0 +1,45 @@
+"""The training loop of every personalizer and every method that changes the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from persbench.errors import PersbenchError
+from persbench.progress import steps as progress_steps
+
+
+def finetune(
+    parameters: Iterable[nn.Parameter],
+    loss: Callable[[int], torch.Tensor],
+    *,
+    steps: int,
+    rate: float,
+    description: str,
+    weight_decay: float = 1e-2,
+    clip: float = 1.0,
+    half: bool = False,
+) -> None:
+    """Minimise `loss(step)`, a scalar, over `parameters` with AdamW at a constant rate.
+
+    Gradients are on for these parameters while it runs and off afterwards. `half` scales the loss for fp16. Raises PersbenchError
+    when the loss is not finite.
+    """
+    trained = [parameter.requires_grad_(True) for parameter in parameters]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay)
+    scaler = torch.amp.GradScaler(enabled=half and torch.cuda.is_available())
+    for step in progress_steps(range(steps), description):
+        value = loss(step)
+        if not torch.isfinite(value):
+            raise PersbenchError(f"{description}: the loss is {value.item()} at step {step}; lower the rate")
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(value).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(trained, clip)
+        scaler.step(optimizer)
+        scaler.update()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+        parameter.grad = None

@@ -1,0 +1,125 @@
+"""What a run is: names, options and seeds, frozen; everything else is derived from it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from persbench import registry
+from persbench.errors import PersbenchError, UnknownNameError
+
+_PART = re.compile(r"^(?P<name>[A-Za-z0-9_-]+)(?:\((?P<options>[^()]*)\))?$")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One plug-in of an attack, with the options written behind its name: `jpeg(quality=50)`."""
+
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        match = _PART.match(text.strip())
+        if not match:
+            raise PersbenchError(f"cannot read {text!r} in an attack; write name or name(option=value, ...)")
+        options = []
+        for item in filter(None, (match["options"] or "").split(",")):
+            key, separator, value = item.partition("=")
+            if not separator:
+                raise PersbenchError(f"cannot read option {item.strip()!r} of {match['name']}; write option=value")
+            options.append((key.strip(), value.strip()))
+        return cls(match["name"], tuple(options))
+
+    def __str__(self) -> str:
+        return self.name + (f"({','.join(f'{k}={v}' for k, v in self.options)})" if self.options else "")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Countermeasures, then one personalizer, then a prompt shift: `jpeg+lora@identifier`."""
+
+    countermeasures: tuple[Part, ...]
+    personalizer: Part
+    prompt_shift: Part | None
+
+    @classmethod
+    def parse(cls, text: str) -> Attack:
+        """Read an attack and check its names. Raises UnknownNameError or PersbenchError."""
+        before, at, shift = text.partition("@")
+        parts = [Part.parse(part) for part in re.split(r"\+(?![^()]*\))", before)]
+        attack = cls(tuple(parts[:-1]), parts[-1], Part.parse(shift) if at else None)
+        for part in attack.countermeasures:
+            registry.check("countermeasures", part.name)
+        if attack.personalizer.name not in registry.names("personalizers"):
+            hint = ""
+            if attack.personalizer.name in registry.names("countermeasures"):
+                hint = f"; {attack.personalizer.name!r} is a countermeasure: write {text}+lora"
+                raise UnknownNameError(f"attack {text!r} ends without a personalizer{hint}")
+            registry.check("personalizers", attack.personalizer.name)
+        if attack.prompt_shift:
+            registry.check("prompt_shifts", attack.prompt_shift.name)
+        return attack
+
+    def __str__(self) -> str:
+        chain = "+".join(map(str, (*self.countermeasures, self.personalizer)))
+        return chain + (f"@{self.prompt_shift}" if self.prompt_shift else "")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (track, base model, method, attack, subject, seed)."""
+
+    track: str
+    base: str  # folder, or "" for the track's own base model
+    method: str
+    attack: str
+    subject: str
+    seed: int
+    budget: float | None = None  # 8-bit levels; None: the method's own, or the track's
+    precision: str = "fp32"
+    device: str = "cpu"
+    options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()  # plug-in name -> options given for this run
+
+    def options_of(self, plugin: str) -> dict[str, Any]:
+        """The run's own options for a plug-in."""
+        return dict(dict(self.options).get(plugin, ()))
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """The cells of a run: the product of its lists."""
+
+    track: str
+    methods: tuple[str, ...]
+    attacks: tuple[str, ...]
+    subjects: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    base: str = ""
+    budget: float | None = None
+    precision: str = "fp32"
+    device: str = "cpu"
+    options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = field(default=())
+
+    def cells(self) -> list[Cell]:
+        """All cells; a subject's cells stand together, so that what they share is warm."""
+        return [
+            Cell(
+                self.track, self.base, method, attack, subject, seed, self.budget, self.precision, self.device, self.options
+            )
+            for seed in self.seeds
+            for subject in self.subjects
+            for attack in self.attacks
+            for method in self.methods
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for records."""
+        return asdict(self)
+
+
+def seed_of(*words: object) -> int:
+    """A 63-bit seed that depends on the words alone, not on the order of execution."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, words)).encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,478 @@
+"""The stages of a cell: protect -> counter -> personalize -> generate -> score -> record.
+
+`plan` turns a cell into nodes without running anything: a node's key is known from names, configurations, digests and seeds alone.
+Running a node runs what it needs and no more; nodes with equal keys are one artefact, whoever asks.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from persbench import pictures, registry
+from persbench.contracts import Budget, Evidence, Method, Metric, PictureSet, Row, Subject, Words
+from persbench.errors import PersbenchError
+from persbench.progress import reporter
+from persbench.provenance import cost, environment, source_digest
+from persbench.tracks.base import Track, TrackSubject
+
+from .spec import Attack, Cell, Part, seed_of
+from .store import Artefact, Store, digest, file_digest
+
+if TYPE_CHECKING:
+    from persbench.diffusion import DiffusionModel
+
+# Raise a stage's number when its meaning changes: old artefacts are then left alone and made again.
+FORMATS = {"protect": 1, "counter": 1, "personalize": 1, "generate": 1, "score": 1, "record": 1}
+WEIGHTS, ROWS = "weights.safetensors", "rows.json"
+MODELS_KEPT = 3
+
+
+class StageError(PersbenchError):
+    """A stage failed; the message names it and what was raised."""
+
+
+@dataclass
+class Node:
+    """A stage to be run: what its key is made of, what it needs, and how it is built."""
+
+    stage: str
+    title: str
+    parts: dict[str, Any]
+    build: Callable[[Path], dict[str, Any] | None] = field(repr=False)
+    inputs: tuple[Node, ...] = ()
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What the key is a hash of."""
+        return {"stage": self.stage, "format": FORMATS[self.stage], **self.parts}
+
+    @cached_property
+    def key(self) -> str:
+        """The key of the artefact."""
+        return digest(self.content)
+
+    def run(self, store: Store) -> Artefact:
+        """The artefact, from the store or built now with all it needs. Whatever a plug-in raises comes out as StageError."""
+        found = store.find(self.stage, self.key)
+        if found and found.manifest.get("complete", True):
+            return found
+        if found:  # a record with error rows: whatever failed gets another chance
+            store.remove(self.stage, self.key)
+        for needed in self.inputs:
+            needed.run(store)
+
+        def build(folder: Path) -> dict[str, Any]:
+            reporter().stage(self.title)
+            with cost() as spent:
+                try:
+                    notes = self.build(folder) or {}
+                except StageError:
+                    raise
+                except Exception as error:  # a plug-in may raise anything; it becomes a value of this cell
+                    message = str(error).strip().splitlines()[0] if str(error).strip() else ""
+                    name = "" if isinstance(error, PersbenchError) else f"{type(error).__name__}: "
+                    raise StageError(f"{self.title}: {name}{message}") from error
+                finally:
+                    gc.collect()
+            return {"cost": spent, "provenance": environment(), **notes}
+
+        return store.get(self.stage, self.content, build)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Photos or a model as a stage takes them: a name for the key, and where they come from."""
+
+    id: str
+    node: Node | None  # None: the published photos, or the base model
+
+
+class Pipeline:
+    """Plans and runs cells of one track and base model on one store."""
+
+    def __init__(self, track_name: str, base: str, store: Store, precision: str = "fp32", device: str = "cpu") -> None:
+        self.track: Track = registry.load("tracks", track_name)()
+        self.track_name, self.store, self.precision, self.device = track_name, store, precision, device
+        self.base_folder = Path(base) if base else self.track.base
+        self._models: OrderedDict[str, DiffusionModel] = OrderedDict()
+        self._digests: dict[Path, str] = {}
+
+    # --- what keys are made of
+
+    @cached_property
+    def base_digest(self) -> str:
+        """Digest of the base model's folder. Raises PersbenchError when it is no folder."""
+        from persbench.diffusion.model import folder_digest
+
+        if not self.base_folder.is_dir():
+            raise PersbenchError(f"base model {self.base_folder} is not a folder; give a diffusers pipeline folder with --base")
+        return folder_digest(self.base_folder)[:40]
+
+    def _photos_digest(self, paths: Sequence[Path]) -> str:
+        for path in paths:
+            if path not in self._digests:
+                try:
+                    self._digests[path] = file_digest(path)
+                except OSError as error:
+                    raise PersbenchError(f"photo {path} cannot be read: {error.strerror}") from None
+        return digest([self._digests[path] for path in paths])
+
+    def _plugin(self, kind: str, name: str, cell: Cell, written: Mapping[str, str] | None = None) -> Any:
+        options = {**self.track.protocol.options.get(name, {}), **cell.options_of(name), **(written or {})}
+        return registry.configure(name, registry.load(kind, name), options)
+
+    @staticmethod
+    def _identity(name: str, plugin: Any) -> dict[str, Any]:
+        return {"name": name, "config": asdict(plugin.config), "source": source_digest(type(plugin))}
+
+    def _runtime(self) -> dict[str, str]:
+        return {"precision": self.precision, "device": self.device.split(":")[0]}
+
+    # --- models and photos in memory
+
+    @cached_property
+    def size(self) -> int:
+        """Pixels a side that the base model takes."""
+        return self.base.picture_size
+
+    @cached_property
+    def base(self) -> DiffusionModel:
+        """The base model, loaded."""
+        from persbench.diffusion import DiffusionModel
+
+        return DiffusionModel.load(self.base_folder, self.precision, self.device)  # type: ignore[arg-type]
+
+    def model(self, ref: Ref) -> DiffusionModel:
+        """The model of a reference; the last few stay in memory."""
+        if ref.node is None:
+            return self.base
+        if ref.id in self._models:
+            self._models.move_to_end(ref.id)
+            return self._models[ref.id]
+        from safetensors.torch import load_file
+
+        artefact = ref.node.run(self.store)
+        origin = self.base
+        changed = load_file(artefact.path(WEIGHTS))
+        model = origin.with_weights(changed)
+        self._models[ref.id] = model
+        while len(self._models) > MODELS_KEPT:
+            self._models.popitem(last=False)
+        return model
+
+    def photos(self, ref: Ref, subject: TrackSubject) -> torch.Tensor:
+        """The photos of a reference as they lie on disk, (N, 3, H, W) in [0, 1]."""
+        if ref.node is None:
+            return pictures.read(subject.published, self.size)
+        folder = ref.node.run(self.store).folder
+        return pictures.read(sorted(folder.glob(f"{subject.name}-*.png")))
+
+    @cached_property
+    def evaluators(self) -> Any:
+        """The judges of the track, loaded once."""
+        return self.track.evaluators()
+
+    # --- nodes
+
+    def protect(self, cell: Cell, subject: TrackSubject) -> tuple[Ref, Ref, Node | None]:
+        """Released photos and model of a method, and its node (None when the method changes nothing)."""
+        published, base = self.published(subject), Ref(f"base:{self.base_digest}", None)
+        method: Method = self._plugin("methods", cell.method, cell)
+        if not method.changes:
+            return published, base, None
+        words = self.track.words(subject)
+        levels = cell.budget if cell.budget is not None else getattr(method.config, "budget_levels", None)
+        budget = Budget(levels if levels is not None else self.track.protocol.budget_levels)
+        parts = {
+            "method": self._identity(cell.method, method),
+            "subjects": [{"name": subject.name, "photos": published.id, "words": asdict(words)}],
+            "language": asdict(self.track.language),
+            "base": self.base_digest,
+            "budget_levels": budget.levels if "photos" in method.changes else None,
+            "seed": cell.seed,
+            **self._runtime(),
+        }
+
+        def build(folder: Path) -> None:
+            given = Subject(subject.name, pictures.read(subject.published, self.size), words, self.track.language)
+            self.base.identifier_tokens(words.identifier, words.instance_prompt)
+            rng = torch.Generator().manual_seed(seed_of("protect", cell.method, subject.name, cell.seed))
+            release = method.protect([given], self.base, budget, rng)
+            if "photos" in method.changes:
+                photos = release.photos.get(subject.name)
+                check_photos(cell.method, given.photos, photos, budget)
+                assert photos is not None
+                pictures.save(photos, folder, subject.name)
+            if "model" in method.changes:
+                if release.model is None:
+                    raise PersbenchError(f"{cell.method} says that it changes the model and released none")
+                save_weights(release.model, self.base, folder, cell.method)
+
+        node = Node("protect", f"protect {subject.name} with {cell.method}", parts, build)
+        return (
+            Ref(f"protect:{node.key}", node) if "photos" in method.changes else published,
+            Ref(f"protect:{node.key}", node) if "model" in method.changes else base,
+            node,
+        )
+
+    def published(self, subject: TrackSubject) -> Ref:
+        """The photos of a subject before any protection."""
+        return Ref(f"published:{self._photos_digest(subject.published)}", None)
+
+    def counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
+        """The photos after a countermeasure."""
+        plugin = self._plugin("countermeasures", part.name, cell, dict(part.options))
+        parts = {
+            "countermeasure": self._identity(part.name, plugin),
+            "photos": photos.id,
+            "subject": subject.name,
+            "base": self.base_digest,
+            "seed": cell.seed,
+            **self._runtime(),
+        }
+
+        def build(folder: Path) -> None:
+            given = self.photos(photos, subject)
+            rng = torch.Generator().manual_seed(seed_of("counter", part, subject.name, cell.seed))
+            result = plugin.apply(given, self.base, rng)
+            if result.shape != given.shape or not torch.isfinite(result).all():
+                raise PersbenchError(f"{part.name} must return finite photos of shape {tuple(given.shape)}")
+            pictures.save(result, folder, subject.name)
+
+        needs = (photos.node,) if photos.node else ()
+        node = Node("counter", f"{part} on photos of {subject.name}", parts, build, needs)
+        return Ref(f"counter:{node.key}", node)
+
+    def personalize(self, cell: Cell, attack: Attack, photos: Ref, model: Ref, subject: TrackSubject) -> tuple[Ref, Words]:
+        """The model that has learned the photos, and the words that the adversary used."""
+        words = self.track.words(subject)
+        if attack.prompt_shift:
+            shift = self._plugin("prompt_shifts", attack.prompt_shift.name, cell, dict(attack.prompt_shift.options))
+            words = shift.shift(words, self.track.language)
+        personalizer = self._plugin("personalizers", attack.personalizer.name, cell, dict(attack.personalizer.options))
+        if not getattr(personalizer, "trains", True):
+            return model, replace(words, identifier="")
+        parts = {
+            "personalizer": self._identity(attack.personalizer.name, personalizer),
+            "words": asdict(words),
+            "photos": photos.id,
+            "model": model.id,
+            "base": self.base_digest,
+            "seed": cell.seed,
+            **self._runtime(),
+        }
+
+        def build(folder: Path) -> dict[str, Any]:
+            start = self.model(model)
+            ids = start.identifier_tokens(words.identifier, words.instance_prompt)
+            # The same noise and order for every release, so that a method is compared with its own control.
+            rng = torch.Generator().manual_seed(seed_of("personalize", attack.personalizer, subject.name, cell.seed))
+            result = personalizer.personalize(self.photos(photos, subject), words, start, rng)
+            save_weights(result, self.base, folder, attack.personalizer.name)
+            return {"identifier_tokens": ids}
+
+        needs = tuple(ref.node for ref in (photos, model) if ref.node)
+        node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs)
+        return Ref(f"personalize:{node.key}", node), words
+
+    def generate(self, cell: Cell, title: str, model: Ref, prompts: Sequence[str], noise: str) -> Node:
+        """Pictures of prompts; sets with the same `noise` name start from the same noise."""
+        protocol = self.track.protocol
+        parts = {
+            "model": model.id,
+            "prompts": list(prompts),
+            "inference_steps": protocol.inference_steps,
+            "guidance": protocol.guidance,
+            "noise": noise,
+            "seed": cell.seed,
+            **self._runtime(),
+        }
+
+        def build(folder: Path) -> None:
+            rng = torch.Generator().manual_seed(seed_of("generate", noise, cell.seed))
+            sampled = self.model(model).sample(
+                prompts, rng, inference_steps=protocol.inference_steps, guidance=protocol.guidance
+            )
+            if not torch.isfinite(sampled).all():
+                raise PersbenchError("the model generates pictures that are not finite")
+            pictures.save(sampled, folder, "picture")
+
+        return Node("generate", title, parts, build, (model.node,) if model.node else ())
+
+    def prompts(self, words: Words) -> tuple[str, ...]:
+        """The evaluation prompts for the words of an adversary; without identifier those of the class."""
+        protocol = self.track.protocol
+        phrase = f"{words.identifier} {words.class_noun}" if words.identifier else f"a {words.class_noun}"
+        return tuple(p.format(phrase) for p in protocol.prompts for _ in range(protocol.pictures_per_prompt))
+
+    def plan(self, cell: Cell) -> Node:
+        """The record node of a cell; everything else hangs below it. Raises PersbenchError for what cannot be planned."""
+        attack = Attack.parse(cell.attack)
+        subject = self.track.subject(cell.subject)
+        released_photos, released_model, protection = self.protect(cell, subject)
+        base = Ref(f"base:{self.base_digest}", None)
+        sets: dict[str, tuple[Node, tuple[str, ...], TrackSubject | None, str]] = {}
+        stages: dict[str, Node] = {"protect": protection} if protection else {}
+
+        def attacked(target: TrackSubject, photos: Ref, model: Ref, label: str) -> None:
+            for part in attack.countermeasures:
+                photos = self.counter(cell, part, photos, target)
+                if photos.node:
+                    stages[f"{label}:{part}"] = photos.node
+            tuned, words = self.personalize(cell, attack, photos, model, target)
+            if tuned.node:
+                stages[f"{label}:personalize"] = tuned.node
+            prompts = self.prompts(words)
+            node = self.generate(cell, f"generate {label} {target.name}", tuned, prompts, target.class_noun)
+            sets[label] = (node, class_prompts(target), target, target.class_noun)
+
+        def class_prompts(target: TrackSubject) -> tuple[str, ...]:
+            return self.prompts(replace(self.track.words(target), identifier=""))
+
+        def floor(target: TrackSubject, label: str) -> None:
+            prompts = class_prompts(target)
+            node = self.generate(cell, f"generate {label} {target.class_noun}", base, prompts, target.class_noun)
+            sets[label] = (node, prompts, target, target.class_noun)
+
+        attacked(subject, released_photos, released_model, "attacked")
+        attacked(subject, self.published(subject), base, "control")
+        floor(subject, "floor")
+        for bystander in self.track.bystanders(subject, self.track.protocol.bystanders):
+            photos = self.published(bystander)
+            attacked(bystander, photos, released_model, f"bystander:{bystander.name}:attacked")
+            attacked(bystander, photos, base, f"bystander:{bystander.name}:control")
+            floor(bystander, f"bystander:{bystander.name}:floor")
+        for noun in self.track.language.class_nouns:
+            words = Words("", noun, self.track.protocol.template)
+            prompts = (words.class_prompt,) * self.track.protocol.prior_pictures
+            for label, model in (("prior", released_model), ("prior_base", base)):
+                node = self.generate(cell, f"generate {label} {noun}", model, prompts, f"prior:{noun}")
+                sets[f"{label}:{noun}"] = (node, prompts, None, noun)
+        return self._record(cell, subject, sets, stages, released_photos)
+
+    def _record(
+        self,
+        cell: Cell,
+        subject: TrackSubject,
+        sets: dict[str, tuple[Node, tuple[str, ...], TrackSubject | None, str]],
+        stages: dict[str, Node],
+        released: Ref,
+    ) -> Node:
+        metrics: dict[str, Metric] = {}
+        for name, plugin in registry.load_all("metrics").items():
+            metrics[name] = self._plugin("metrics", name, cell) if plugin else None
+        inputs = tuple({node.key: node for node in [*(s[0] for s in sets.values()), *stages.values()]}.values())
+        set_keys = {
+            label: {
+                "pictures": node.key,
+                "references": self._photos_digest(target.references) if target else "",
+                "prompts": digest(list(prompts)),
+            }
+            for label, (node, prompts, target, _) in sets.items()
+        }
+
+        def evidence() -> Evidence:
+            found = {}
+            for label, (node, prompts, target, noun) in sets.items():
+                files = sorted(node.run(self.store).folder.glob("*.png"))
+                references = pictures.read(target.references, self.size) if target else None
+                found[label] = PictureSet(pictures.read(files), prompts, references, noun)
+            return Evidence(found, pictures.read(subject.published, self.size), self.photos(released, subject))
+
+        shared: list[Evidence] = []
+
+        def scoring(name: str, metric: Metric) -> Node:
+            def build(folder: Path) -> None:
+                if not shared:
+                    shared.append(evidence())
+                rows = [
+                    row if row.value is None or math.isfinite(row.value) else replace(row, value=None, error="not a finite number")
+                    for row in metric.measure(shared[0], self.evaluators)
+                ]
+                (folder / ROWS).write_text(json.dumps([asdict(row) for row in rows]), "utf-8")
+
+            parts = {
+                "metric": self._identity(name, metric),
+                "sets": set_keys,
+                "published": self.published(subject).id,
+                "released": released.id,
+                "evaluators": self.track.evaluator_digest(),
+            }
+            return Node("score", f"score {name}", parts, build, inputs)
+
+        scores = {name: scoring(name, metric) for name, metric in metrics.items()}
+        attack = Attack.parse(cell.attack)
+
+        def build(folder: Path) -> dict[str, Any]:
+            rows: list[dict[str, Any]] = []
+            spent = {}
+            for name, node in scores.items():
+                try:
+                    rows += json.loads(node.run(self.store).path(ROWS).read_text("utf-8"))
+                except StageError as error:  # a metric that fails is an error row, never a score
+                    rows.append(asdict(Row(name, "", 0, None, str(error))))
+            for label, node in stages.items():
+                spent[label] = {"key": node.key, **node.run(self.store).manifest["cost"]}
+            record = {
+                "cell": asdict(cell),
+                "attack": asdict(attack),
+                "base_digest": self.base_digest,
+                "evaluators": self.track.evaluator_digest(),
+                "protocol": asdict(self.track.protocol),
+                "margin": self.track.protocol.margin,
+                "configs": {n: p.parts for n, p in stages.items()},
+                "stages": spent,
+                "pictures": {label: node.key for label, (node, *_) in sets.items()},
+                "rows": rows,
+                "provenance": environment(),
+            }
+            (folder / "record.json").write_text(json.dumps(record, indent=1, sort_keys=True), "utf-8")
+            self._sheet(sets, subject, released, folder / "pictures.png")
+            return {"complete": all(row["value"] is not None for row in rows)}
+
+        parts = {"cell": asdict(cell), "scores": {name: node.key for name, node in scores.items()}}
+        title = f"{cell.method} · {cell.attack} · {cell.subject}"
+        return Node("record", title, parts, build, inputs)
+
+    def _sheet(self, sets: Mapping[str, tuple[Node, Any, Any, Any]], subject: TrackSubject, released: Ref, path: Path) -> None:
+        rows = [pictures.read(subject.published, self.size), self.photos(released, subject)]
+        for label in ("control", "attacked", *(name for name in sets if name.endswith((":control", ":attacked")))):
+            rows.append(pictures.read(sorted(sets[label][0].run(self.store).folder.glob("*.png"))))
+        pictures.sheet(rows, path)
+
+
+def check_photos(name: str, before: torch.Tensor, after: torch.Tensor | None, budget: Budget) -> None:
+    """Raise PersbenchError unless released photos are finite, in [0, 1], of the same shape, and within budget as saved."""
+    if after is None or after.shape != before.shape:
+        got = "nothing" if after is None else f"shape {tuple(after.shape)}"
+        raise PersbenchError(f"{name} must release photos of shape {tuple(before.shape)}; it released {got}")
+    if not torch.isfinite(after).all():
+        raise PersbenchError(f"{name} released photos that are not finite")
+    change = (pictures.to_levels(after).int() - pictures.to_levels(before).int()).abs().max().item()
+    if change > budget.levels + 0.5:
+        raise PersbenchError(f"{name} changed a photo by {change} levels; its budget is {budget.levels:g}")
+
+
+def save_weights(model: DiffusionModel, base: DiffusionModel, folder: Path, name: str) -> None:
+    """Store the weights in which a model differs from the base model."""
+    from safetensors.torch import save_file
+
+    changed = model.difference(base)
+    bad = next((n for n, tensor in changed.items() if not torch.isfinite(tensor).all()), None)
+    if bad:
+        raise PersbenchError(f"{name} left weights that are not finite: {bad}")
+    if not changed:
+        warnings.warn(f"{name} changed no weight", stacklevel=2)
+        changed = {}
+    save_file(changed, folder / WEIGHTS)
