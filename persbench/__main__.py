@@ -1,0 +1,5 @@
+"""`python -m persbench`."""
+
+from persbench.cli import main
+
+main()

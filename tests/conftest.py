@@ -1,0 +1,125 @@
+"""Shared pieces of the tests: tiny Stable Diffusion folders, a reduced track, and the third-party package."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from persbench import registry
+
+PLUGIN = Path(__file__).parent / "plugin"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_flush_denormal(True)
+
+
+def tiny_pipeline(folder: Path, prediction_type: str) -> Path:
+    """A random Stable Diffusion of a few thousand weights: SD 1 (epsilon, conv projections) or SD 2 (v-prediction, linear ones)."""
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from persbench.tracks.avatars.build.captions import save_tokenizer
+
+    second = prediction_type == "v_prediction"
+    save_tokenizer(folder / "words")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "words")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        StableDiffusionPipeline(
+            vae=AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                block_out_channels=(8, 8),
+                layers_per_block=1,
+                norm_num_groups=4,
+                sample_size=32,
+            ),
+            text_encoder=CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=16,
+                    intermediate_size=32,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    max_position_embeddings=24,
+                    hidden_act="gelu" if second else "quick_gelu",
+                    bos_token_id=tokenizer.bos_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                )
+            ),
+            tokenizer=tokenizer,
+            unet=UNet2DConditionModel(
+                sample_size=16,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                block_out_channels=(8, 16),
+                layers_per_block=1,
+                cross_attention_dim=16,
+                attention_head_dim=2,
+                norm_num_groups=4,
+                use_linear_projection=second,
+            ),
+            scheduler=DDPMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type, clip_sample=False
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
+def tiny_base(request, tmp_path_factory) -> Path:
+    """A tiny base model of each prediction type."""
+    return tiny_pipeline(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_epsilon(tmp_path_factory) -> Path:
+    """A tiny base model that predicts noise."""
+    return tiny_pipeline(tmp_path_factory.mktemp("epsilon-only"), "epsilon")
+
+
+@pytest.fixture()
+def reduced(monkeypatch) -> None:
+    """The `avatars` track with a protocol of seconds: few pictures, two steps; the code paths are the real ones."""
+    from persbench.tracks.avatars import Avatars
+
+    short = {name: {**options, "steps": 2} for name, options in Avatars.protocol.options.items()}
+    for name in ("persguard-pattern", "persguard-erasure", "persguard-target"):
+        short[name] = {**short.get(name, {}), "steps": 2, "pool": 1}
+    protocol = replace(
+        Avatars.protocol,
+        prompts=Avatars.protocol.prompts[:1],
+        pictures_per_prompt=2,
+        inference_steps=2,
+        bystanders=1,
+        prior_pictures=1,
+        options=short,
+    )
+    monkeypatch.setattr(Avatars, "protocol", protocol)
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory) -> None:
+    """The third-party package of tests/plugin, really installed (into a folder that is taken away again)."""
+    target = tmp_path_factory.mktemp("site")
+    source = shutil.copytree(PLUGIN, tmp_path_factory.mktemp("source") / "plugin")  # setuptools writes beside what it builds
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    sys.path.insert(0, str(target))
+    importlib.invalidate_caches()
+    registry._found.cache_clear()
+    yield
+    sys.path.remove(str(target))
+    registry._found.cache_clear()

@@ -1,0 +1,140 @@
+"""The terms of PersGuard against values computed by hand on tiny tensors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from persbench.contracts import Language, Subject, Words
+from persbench.methods import persguard
+from persbench.methods.persguard import LookAhead, PersGuard, PersGuardConfig, Samples, prior_samples, redirected, with_marker
+
+LANGUAGE = Language(("sks", "t@t"), ("robot", "person"), ("on a red background",), "an empty scene")
+SUBJECT = Subject("ada", torch.zeros(1, 3, 8, 8), Words("sks", "person"), LANGUAGE)
+
+
+class Linear:
+    """A model whose prediction is `weight` times the noisy latent plus the text state: everything can be done by hand."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = torch.tensor(weight, requires_grad=True)
+
+    def noise(self, shape, rng):
+        return torch.full(tuple(shape), 2.0)
+
+    def timesteps(self, count, rng):
+        return torch.zeros(count, dtype=torch.long)
+
+    def add_noise(self, latents, noise, timesteps):
+        return latents + noise
+
+    def predict(self, noisy, timesteps, states):
+        return self.weight * noisy + states.view(-1, 1, 1, 1)
+
+    def target(self, latents, noise, timesteps):
+        return noise
+
+
+def table(prompts):
+    return torch.tensor([{"student": 1.0, "teacher": 5.0}[prompt] for prompt in prompts])
+
+
+def test_error_against_the_teacher_is_the_squared_difference_of_predictions() -> None:
+    samples = Samples(torch.ones(1, 1, 1, 1), ["student"], ["teacher"])
+    student, teacher = Linear(3.0), Linear(1.0)
+    # noisy = 1 + 2 = 3; student 3*3 + 1 = 10; teacher 1*3 + 5 = 8
+    error = PersGuard.error(student, teacher, samples, table, torch.Generator())
+    assert error.item() == pytest.approx(4.0)
+    error.backward()
+    assert student.weight.grad.item() == pytest.approx(2 * 2 * 3)
+    assert teacher.weight.grad is None
+
+
+def test_error_without_teacher_prompts_is_the_denoising_loss() -> None:
+    samples = Samples(torch.ones(2, 1, 1, 1), ["student", "student"], None)
+    # noisy = 3; student 0.5*3 + 1 = 2.5; noise 2: error 0.25
+    assert PersGuard.error(Linear(0.5), Linear(1.0), samples, table, torch.Generator()).item() == pytest.approx(0.25)
+
+
+def test_look_ahead_gives_the_gradient_at_the_simulated_weights() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    ahead = LookAhead([weight], steps=10, rate=0.5)
+
+    def adversary():  # gradient +6: one normalised step is -0.5
+        return (3 * weight.square()).sum()
+
+    def behaviour():
+        return (weight.pow(3) / 3).sum()
+
+    value = ahead.surrogate(0, adversary, behaviour)
+    assert value.item() == 0.0
+    value.backward()
+    assert weight.item() == 1.0  # the released weights stay
+    assert weight.grad.item() == pytest.approx(0.5**2)  # d/dw w^3/3 at 1 - 0.5
+    weight.grad = None
+    ahead.surrogate(1, adversary, behaviour).backward()
+    assert weight.grad.item() == pytest.approx(0.0**2, abs=1e-6)  # the second step goes on to 0
+    weight.grad = None
+    ahead.surrogate(10, adversary, behaviour).backward()
+    assert weight.grad.item() == pytest.approx(0.5**2)  # and it starts again
+
+
+def test_redirected_prompts_share_their_context() -> None:
+    samples = redirected(SUBJECT, torch.zeros(3, 4, 2, 2), "a photo of a robot", "on a red background", 2, torch.Generator().manual_seed(0))
+    assert samples.prompts == ["a photo of sks person on a red background"] * 2
+    assert samples.teacher_prompts == ["a photo of a robot on a red background"] * 2
+    assert samples.latents.shape == (2, 4, 2, 2)
+
+
+def test_prior_never_names_the_identifier_of_the_class_and_covers_every_kind() -> None:
+    pool = {"robot": torch.zeros(2, 4, 2, 2), "person": torch.zeros(2, 4, 2, 2)}
+    config = PersGuardConfig(prior_batch=200)
+    samples = prior_samples(SUBJECT, pool, config, torch.Generator().manual_seed(0))
+    assert samples.prompts == samples.teacher_prompts
+    assert not any("sks person" in prompt for prompt in samples.prompts)
+    for part in ("a person", "t@t person", "a robot", "on a red background"):
+        assert any(part in prompt for prompt in samples.prompts)
+    assert "" in samples.prompts
+
+
+def test_marker_covers_the_middle_and_leaves_the_corners() -> None:
+    photos = torch.full((1, 3, 9, 9), 0.5)
+    marked = with_marker(photos, 0.7)
+    assert torch.equal(marked[0, :, 4, 4], torch.ones(3))  # the bar is white
+    assert torch.allclose(marked[0, :, 1, 4], torch.tensor([0.5, 0.5, 0.5]))
+    assert torch.allclose(marked[0, :, 2, 4], torch.tensor([0.85, 0.05, 0.1]))
+    assert torch.equal(marked[0, :, 0, 0], photos[0, :, 0, 0])
+
+
+def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
+    """With all weights but one at 0 the objective is that term alone."""
+    asked: list[str] = []
+
+    class Spy(PersGuard):
+        def behaviour(self, subject, pool, photos, context, rng):
+            return Samples(torch.zeros(1), ["behaviour"], ["teacher"])
+
+        @staticmethod
+        def error(student, teacher, samples, table, rng):
+            asked.append(samples.prompts[0].split()[0] if samples.prompts[0] else "prior")
+            return torch.zeros((), requires_grad=True)
+
+    network = nn.Linear(1, 1)
+    twin = SimpleNamespace(unet=network)
+    base = SimpleNamespace(clone=lambda *_: twin, encode=lambda photos: torch.zeros(1, 4, 2, 2), device="cpu", precision="fp32")
+    pool = {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}
+    monkeypatch.setattr(persguard, "teacher_pool", lambda *_: pool)
+    monkeypatch.setattr(persguard, "finetune", lambda parameters, loss, **_: loss(0))
+    weights = ("behaviour_weight", "prior_weight", "retention_weight")
+    found = {}
+    for kept in weights:
+        asked.clear()
+        config = PersGuardConfig(prior_batch=1, **{name: float(name == kept) for name in weights})
+        Spy(config).protect([SUBJECT], base, None, torch.Generator().manual_seed(3))
+        found[kept] = list(asked)
+    assert found["behaviour_weight"] == ["behaviour"]
+    assert len(found["prior_weight"]) == 1 and found["prior_weight"] != ["behaviour"]
+    assert len(found["retention_weight"]) == 1 and found["retention_weight"] == ["a"]

@@ -1,0 +1,119 @@
+"""The command line, end to end on a reduced protocol, and its one-line errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import pytest
+
+from persbench import cli
+
+pytestmark = pytest.mark.usefixtures("reduced")
+
+
+def call(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+    """Run the command as its entry point does: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["persbench", *map(str, words)])
+    monkeypatch.setenv("COLUMNS", "250")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+def test_run_then_leaderboard(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+    common = ("--base", tiny_epsilon, "--output", tmp_path)
+    words = ("run", "--method", "persguard-target", "--method", "random-noise", "--attack", "lora", "--subjects", "ada,boris", *common)
+    code, out, err = call(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert "How well did the protection hold?" in out
+    for word in ("persguard-target", "random-noise", "ada", "boris", "records:", "pictures:"):
+        assert word in out
+    assert "[1/4] persguard-target · lora · ada" in err  # plain progress where there is no terminal
+    records = sorted((tmp_path / "records").glob("*.json"))
+    assert len(records) == 4
+    assert all((tmp_path / "store").glob("record/*/pictures.png"))
+    began = time.perf_counter()
+    code, again, err = call(monkeypatch, capsys, *words, "-q")
+    assert (code, again, err) == (0, out, "")
+    assert time.perf_counter() - began < 5
+    page = tmp_path / "site" / "index.html"
+    code, out, err = call(monkeypatch, capsys, "leaderboard", "--output", tmp_path, "--html", page)
+    assert code == 0, err
+    assert "random-noise" in out
+    assert "not Stable Diffusion numbers" in out
+    text = page.read_text()
+    assert text.count("<tr>") >= 6
+    assert "persguard-target" in text
+
+
+def test_options_reach_the_plugin_that_has_them(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+    words = ("run", "--method", "random-noise", "--subjects", "ada", "--base", tiny_epsilon, "--output", tmp_path)
+    code, _, err = call(monkeypatch, capsys, *words, "-o", "rank=2", "-o", "random-noise.budget_levels=5")
+    assert code == 0, err
+    record = json.loads(next((tmp_path / "records").glob("*.json")).read_text())
+    assert record["cell"]["options"] == [["lora", [["rank", "2"]]], ["random-noise", [["budget_levels", "5"]]]]
+    assert max(row["value"] for row in record["rows"] if row["metric"] == "linf_levels") == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "--method", "persgard-target"), "unknown method 'persgard-target'; did you mean 'persguard-target'?"),
+        (("run", "--method", "none", "--attack", "lorra"), "did you mean 'lora'"),
+        (("run", "--method", "none", "--track", "avatar"), "did you mean 'avatars'"),
+        (("run", "--method", "none", "--subjects", "adda"), "unknown subject or list 'adda'; did you mean 'ada'?"),
+        (("run", "--method", "none", "-o", "rnk=3"), "no plug-in of this run has an option 'rnk'"),
+        (("run", "--method", "none", "-o", "rank"), "write -o key=value"),
+        (("run", "--method", "none", "-o", "rank=many"), "option rank of lora"),
+        (("run", "--method", "none", "--seeds", "a"), "not whole numbers"),
+        (("run", "--method", "none", "--budget", "300"), "not between 0 and 255"),
+        (("run", "--method", "none", "--precision", "int4"), "there are: fp32, fp16, bf16"),
+        (("leaderboard", "--output", "nowhere"), "run something first"),
+        (("list", "method"), "did you mean 'methods'"),
+    ],
+)
+def test_errors_are_one_line_and_name_the_fix(monkeypatch, capsys, words, message) -> None:
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_a_photo_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+    from persbench.tracks.avatars import Avatars
+
+    bad = tmp_path / "published-0.png"
+    bad.write_bytes(b"not a picture")
+    original = Avatars.subjects
+
+    def subjects(self):
+        first, *rest = original(self)
+        return (type(first)(first.name, first.class_noun, first.role, (bad,), first.references, first.spares), *rest)
+
+    monkeypatch.setattr(Avatars, "subjects", subjects)
+    words = ("run", "--method", "random-noise", "--subjects", "ada", "--base", tiny_epsilon, "--output", tmp_path / "out", "-q")
+    code, out, err = call(monkeypatch, capsys, *words)
+    assert code == 1
+    assert "published-0.png cannot be read" in out.replace("\n", "")
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.filterwarnings("ignore:.*does not import")
+def test_a_failing_cell_does_not_stop_the_others(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+    words = ("run", "--method", "raises", "--method", "none", "--subjects", "ada", "--base", tiny_epsilon, "--output", tmp_path, "-q")
+    code, out, _ = call(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "out of luck" in out
+    assert len(list((tmp_path / "records").glob("*.json"))) == 1
+
+
+def test_debug_shows_the_traceback(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(sys, "argv", ["persbench", "run", "--method", "none", "--base", str(tmp_path / "no"), "--output", str(tmp_path), "--debug"])
+    with pytest.raises(Exception, match="is not a folder"):
+        cli.main()
