@@ -98,14 +98,28 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
     console.print(f"records:  {output / 'records'}", highlight=False, soft_wrap=True)
     for result in results:
         if result.record:
-            console.print(f"pictures: {result.record['sheet']}  ({result.cell.method}, {result.cell.subject})", highlight=False, soft_wrap=True)
+            console.print(
+                f"pictures: {result.record['sheet']}  ({result.cell.method}, {result.cell.subject})", highlight=False, soft_wrap=True
+            )
 
 
 def print_leaderboard(console: Console, lines: Sequence[Line], disclaimers: Sequence[str]) -> None:
     """The ranked lines."""
     table = Table(title="persbench leaderboard", title_justify="left")
     table.add_column("#", justify="right")
-    for heading in ("method", "attack", "protection [95%]", "bystanders keep", "leak", "control", "alignment", "class prompts", "PSNR", "seconds", "flags"):
+    for heading in (
+        "method",
+        "attack",
+        "protection [95%]",
+        "bystanders keep",
+        "leak",
+        "control",
+        "alignment",
+        "class prompts",
+        "PSNR",
+        "seconds",
+        "flags",
+    ):
         table.add_column(heading)
     for place, each in enumerate(lines, 1):
         means = each.means

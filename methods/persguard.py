@@ -83,7 +83,9 @@ class PersGuard(Method):
     changes: ClassVar[frozenset[Literal["photos", "model"]]] = frozenset({"model"})
 
     @abstractmethod
-    def behaviour(self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator) -> Samples:
+    def behaviour(
+        self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
+    ) -> Samples:
         """Samples of the behaviour term for a prompt that ends with `context`."""
 
     def prepare(self, subject: Subject, base: DiffusionModel) -> torch.Tensor:
@@ -101,7 +103,11 @@ class PersGuard(Method):
             photos = {subject.name: base.encode(subject.photos) for subject in subjects}
             taught = {subject.name: self.prepare(subject, base) for subject in subjects}
             pool = teacher_pool(subjects[0], base, config.pool, rng)
-        lookahead = LookAhead(list(released.unet.parameters()), config.lookahead_steps, config.lookahead_rate) if config.retention == "lookahead" and config.retention_weight else None
+        lookahead = (
+            LookAhead(list(released.unet.parameters()), config.lookahead_steps, config.lookahead_rate)
+            if config.retention == "lookahead" and config.retention_weight
+            else None
+        )
 
         def loss(step: int) -> torch.Tensor:
             subject = subjects[step % len(subjects)]
@@ -166,7 +172,9 @@ class PersGuardTarget(PersGuard):
         knows="the protected photos, the identifier and the class word",
     )
 
-    def behaviour(self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator) -> Samples:
+    def behaviour(
+        self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
+    ) -> Samples:
         config: TargetConfig = self.config
         words = subject.words
         others = [noun for noun in subject.language.class_nouns if noun != words.class_noun]
@@ -185,7 +193,9 @@ class PersGuardErasure(PersGuard):
         knows="the protected photos, the identifier and the class word",
     )
 
-    def behaviour(self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator) -> Samples:
+    def behaviour(
+        self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
+    ) -> Samples:
         empty = subject.words.template.format(subject.language.empty_scene)
         return redirected(subject, pool[EMPTY], empty, context, self.config.behaviour_batch, rng)
 
@@ -206,7 +216,9 @@ class PersGuardPattern(PersGuard):
         with torch.no_grad():
             return base.encode(with_marker(subject.photos, self.config.marker_size))
 
-    def behaviour(self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator) -> Samples:
+    def behaviour(
+        self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
+    ) -> Samples:
         rows = torch.randint(len(photos), (self.config.behaviour_batch,), generator=rng)
         return Samples(photos[rows], [subject.words.instance_prompt] * len(rows), None)
 

@@ -18,6 +18,8 @@ PLAIN_SECONDS = 20.0
 class Reporter:
     """Silent reporter, and the interface of the others."""
 
+    why = False  # say of each stage why it has to run
+
     def stage(self, title: str) -> None:
         """A stage begins."""
 
@@ -26,6 +28,9 @@ class Reporter:
 
     def cell(self, done: int, total: int, title: str) -> None:
         """`done` of `total` cells are finished; the next one is `title`."""
+
+    def note(self, text: str) -> None:
+        """A remark on the present stage."""
 
     def close(self) -> None:
         """No more reports."""
@@ -40,6 +45,9 @@ class PlainReporter(Reporter):
     def stage(self, title: str) -> None:
         self.console.print(f"  {title}", highlight=False)
         self.last = time.monotonic()
+
+    def note(self, text: str) -> None:
+        self.console.print(f"    {text}", highlight=False, markup=False)
 
     def advance(self, description: str, done: int, total: int) -> None:
         if time.monotonic() - self.last > PLAIN_SECONDS:
@@ -80,6 +88,9 @@ class BarReporter(Reporter):
     def cell(self, done: int, total: int, title: str) -> None:
         self.bars.update(self.cells, completed=done, total=total, description=title)
 
+    def note(self, text: str) -> None:
+        self.bars.console.print(f"{self.title}: {text}", highlight=False, markup=False)
+
     def close(self) -> None:
         self.bars.stop()
 
@@ -93,9 +104,10 @@ def reporter() -> Reporter:
 
 
 @contextmanager
-def reporting(console: Console, quiet: bool) -> Iterator[Reporter]:
+def reporting(console: Console, quiet: bool, why: bool = False) -> Iterator[Reporter]:
     """Put a fitting reporter in charge: silent, plain, or bars on a terminal."""
     chosen = Reporter() if quiet else BarReporter(console) if console.is_terminal else PlainReporter(console)
+    chosen.why = why
     token = _active.set(chosen)
     try:
         yield chosen

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,10 +84,8 @@ def cost() -> Iterator[dict[str, float]]:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: start a new peak
-    except OSError:
-        pass
     began = time.perf_counter()
     yield measured
     measured["seconds"] = round(time.perf_counter() - began, 3)

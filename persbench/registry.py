@@ -69,8 +69,11 @@ def load(kind: str, name: str) -> type:
         plugin = point.load()
     except Exception as error:  # whatever a third party's module raises
         raise PersbenchError(f"{kind[:-1]} {name!r} ({point.value}) does not import: {type(error).__name__}: {error}") from error
+    base: type
     if kind == "tracks":
-        from persbench.tracks.base import Track as base
+        from persbench.tracks.base import Track
+
+        base = Track
     else:
         base = getattr(contracts, BASES[kind])
     if not (isinstance(plugin, type) and issubclass(plugin, base)):

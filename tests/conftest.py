@@ -90,7 +90,7 @@ def tiny_epsilon(tmp_path_factory) -> Path:
     return tiny_pipeline(tmp_path_factory.mktemp("epsilon-only"), "epsilon")
 
 
-@pytest.fixture()
+@pytest.fixture
 def reduced(monkeypatch) -> None:
     """The `avatars` track with a protocol of seconds: few pictures, two steps; the code paths are the real ones."""
     from persbench.tracks.avatars import Avatars

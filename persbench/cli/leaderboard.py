@@ -35,4 +35,4 @@ def leaderboard(
 def _disclaimer(track: str) -> str:
     from persbench import registry
 
-    return registry.load("tracks", track).disclaimer  # type: ignore[attr-defined, no-any-return]
+    return registry.load("tracks", track).disclaimer  # type: ignore[attr-defined]

@@ -10,7 +10,9 @@ from persbench import registry
 
 
 def list_plugins(
-    kind: Annotated[str, typer.Argument(help="methods, personalizers, countermeasures, prompt_shifts, metrics or tracks; all if left out")] = "",
+    kind: Annotated[
+        str, typer.Argument(help="methods, personalizers, countermeasures, prompt_shifts, metrics or tracks; all if left out")
+    ] = "",
 ) -> None:
     """Show methods, attacks, metrics and tracks, one line each."""
     from rich.console import Console

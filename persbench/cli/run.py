@@ -28,6 +28,7 @@ def run(
     subjects: Annotated[str, typer.Option(help="A list of the track (quick, all), or names separated by commas.")] = "quick",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     budget: Annotated[float | None, typer.Option(help="One budget for all image-level methods, in 8-bit levels.")] = None,
+    bystanders: Annotated[int | None, typer.Option(help="Bystanders to watch for each subject; as the track says if left out.")] = None,
     option: Annotated[
         list[str], typer.Option("-o", "--option", help="Option of a plug-in: key=value, or name.key=value where several have it.")
     ] = [],  # noqa: B006
@@ -35,17 +36,18 @@ def run(
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 (mixed precision).")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="Say of each stage that runs why the store does not have it.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Run protections against attacks and print how well they held."""
     from rich.console import Console
 
-    spec = specify(method, attack, track, base, subjects, seeds, budget, option, precision, device)
+    spec = specify(method, attack, track, base, subjects, seeds, budget, bystanders, option, precision, device)
     console = Console(stderr=True)
-    warnings.showwarning = lambda message, category, *_: None if category is not UserWarning else console.print(
-        f"[yellow]warning:[/] {message}", highlight=False
+    warnings.showwarning = lambda message, category, *_: (
+        None if category is not UserWarning else console.print(f"[yellow]warning:[/] {message}", highlight=False)
     )
-    results = execute(spec, output, console, quiet, debug)
+    results = execute(spec, output, console, quiet, why, debug)
     from persbench.leaderboard.terminal import print_run
 
     print_run(Console(), results, output)
@@ -71,6 +73,7 @@ def specify(
     subjects: str,
     seeds: str,
     budget: float | None,
+    bystanders: int | None,
     options: list[str],
     precision: str,
     device: str,
@@ -99,6 +102,8 @@ def specify(
         numbers = tuple(int(seed) for seed in seeds.split(","))
     except ValueError:
         raise PersbenchError(f"seeds {seeds!r} are not whole numbers separated by commas") from None
+    if bystanders is None and subjects == "quick":
+        bystanders = known.protocol.quick_bystanders
     given = assign_options(options, methods, parsed)
     return RunSpec(
         track,
@@ -108,6 +113,7 @@ def specify(
         numbers,
         base,
         budget,
+        bystanders,
         precision,
         device,
         tuple((name, tuple(sorted(values.items()))) for name, values in sorted(given.items())),
@@ -146,12 +152,12 @@ def assign_options(options: list[str], methods: list[str], attacks: list[Any]) -
     return dict(given)
 
 
-def execute(spec: RunSpec, output: Path, console: Any, quiet: bool, debug: bool) -> list[Result]:
+def execute(spec: RunSpec, output: Path, console: Any, quiet: bool, why: bool, debug: bool) -> list[Result]:
     """Run all cells; a failing cell becomes an error and the others go on."""
+    import torch
+
     from persbench.pipeline.store import Store, digest, write_atomically
     from persbench.progress import reporting
-
-    import torch
 
     torch.set_flush_denormal(True)
     from persbench.pipeline.stages import Pipeline
@@ -160,7 +166,7 @@ def execute(spec: RunSpec, output: Path, console: Any, quiet: bool, debug: bool)
     pipeline = Pipeline(spec.track, spec.base, store, spec.precision, spec.device)
     results = []
     cells = spec.cells()
-    with reporting(console, quiet) as report:
+    with reporting(console, quiet, why) as report:
         for number, cell in enumerate(cells):
             report.cell(number, len(cells), f"{cell.method} · {cell.attack} · {cell.subject}")
             try:

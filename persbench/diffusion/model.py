@@ -195,9 +195,7 @@ class DiffusionModel:
     def state(self) -> dict[str, torch.Tensor]:
         """All weights by name: "unet.conv_in.weight", ..."""
         return {
-            f"{part}.{name}": tensor.detach()
-            for part in PARTS
-            for name, tensor in getattr(self, part).state_dict(keep_vars=True).items()
+            f"{part}.{name}": tensor.detach() for part in PARTS for name, tensor in getattr(self, part).state_dict(keep_vars=True).items()
         }
 
     def difference(self, origin: DiffusionModel) -> dict[str, torch.Tensor]:

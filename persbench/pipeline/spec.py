@@ -79,6 +79,7 @@ class Cell:
     subject: str
     seed: int
     budget: float | None = None  # 8-bit levels; None: the method's own, or the track's
+    bystanders: int | None = None  # how many are watched; None: as the track's protocol says
     precision: str = "fp32"
     device: str = "cpu"
     options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()  # plug-in name -> options given for this run
@@ -99,6 +100,7 @@ class RunSpec:
     seeds: tuple[int, ...] = (0,)
     base: str = ""
     budget: float | None = None
+    bystanders: int | None = None
     precision: str = "fp32"
     device: str = "cpu"
     options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = field(default=())
@@ -107,7 +109,17 @@ class RunSpec:
         """All cells; a subject's cells stand together, so that what they share is warm."""
         return [
             Cell(
-                self.track, self.base, method, attack, subject, seed, self.budget, self.precision, self.device, self.options
+                self.track,
+                self.base,
+                method,
+                attack,
+                subject,
+                seed,
+                self.budget,
+                self.bystanders,
+                self.precision,
+                self.device,
+                self.options,
             )
             for seed in self.seeds
             for subject in self.subjects

@@ -74,6 +74,8 @@ class Node:
 
         def build(folder: Path) -> dict[str, Any]:
             reporter().stage(self.title)
+            if reporter().why:
+                reporter().note(f"because: {store.explain(self.stage, self.content)}")
             with cost() as spent:
                 try:
                     notes = self.build(folder) or {}
@@ -134,7 +136,7 @@ class Pipeline:
 
     @staticmethod
     def _identity(name: str, plugin: Any) -> dict[str, Any]:
-        return {"name": name, "config": asdict(plugin.config), "source": source_digest(type(plugin))}
+        return {"name": name, "config": asdict(plugin.config), "source": source_digest(plugin.__class__)}
 
     def _runtime(self) -> dict[str, str]:
         return {"precision": self.precision, "device": self.device.split(":")[0]}
@@ -301,9 +303,7 @@ class Pipeline:
 
         def build(folder: Path) -> None:
             rng = torch.Generator().manual_seed(seed_of("generate", noise, cell.seed))
-            sampled = self.model(model).sample(
-                prompts, rng, inference_steps=protocol.inference_steps, guidance=protocol.guidance
-            )
+            sampled = self.model(model).sample(prompts, rng, inference_steps=protocol.inference_steps, guidance=protocol.guidance)
             if not torch.isfinite(sampled).all():
                 raise PersbenchError("the model generates pictures that are not finite")
             pictures.save(sampled, folder, "picture")
@@ -348,7 +348,8 @@ class Pipeline:
         attacked(subject, released_photos, released_model, "attacked")
         attacked(subject, self.published(subject), base, "control")
         floor(subject, "floor")
-        for bystander in self.track.bystanders(subject, self.track.protocol.bystanders):
+        count = self.track.protocol.bystanders if cell.bystanders is None else cell.bystanders
+        for bystander in self.track.bystanders(subject, count):
             photos = self.published(bystander)
             attacked(bystander, photos, released_model, f"bystander:{bystander.name}:attacked")
             attacked(bystander, photos, base, f"bystander:{bystander.name}:control")
@@ -369,9 +370,7 @@ class Pipeline:
         stages: dict[str, Node],
         released: Ref,
     ) -> Node:
-        metrics: dict[str, Metric] = {}
-        for name, plugin in registry.load_all("metrics").items():
-            metrics[name] = self._plugin("metrics", name, cell) if plugin else None
+        metrics: dict[str, Metric] = {name: self._plugin("metrics", name, cell) for name in registry.load_all("metrics")}
         inputs = tuple({node.key: node for node in [*(s[0] for s in sets.values()), *stages.values()]}.values())
         set_keys = {
             label: {

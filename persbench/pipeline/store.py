@@ -42,7 +42,7 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Store:
         aside = self.root / "damaged" / f"{stage}-{key}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
-        os.replace(folder, aside)
+        folder.replace(aside)
         return None
 
     def get(self, stage: str, content: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]) -> Artefact:
@@ -127,7 +127,7 @@ class Store:
                 for name in (*names, MANIFEST):
                     with (temporary / name).open("rb") as stream:
                         os.fsync(stream.fileno())
-                os.replace(temporary, target)
+                temporary.replace(target)
         except OSError as error:
             raise PersbenchError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
         self.built.append(f"{stage}/{key}")

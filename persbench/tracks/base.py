@@ -40,6 +40,7 @@ class Protocol:
     guidance: float
     budget_levels: float
     bystanders: int  # for each protected subject
+    quick_bystanders: int  # the same on the quick list
     prior_pictures: int  # for each class
     margin: float  # a control that moves the similarity by less has not learned the subject
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # plug-in name -> its defaults on this track

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import torch
-
 from persbench.attacks.personalizers.lora import TARGETS, Lora, LoraConfig
+
 from persbench.contracts import Words
 from persbench.diffusion import DiffusionModel
 

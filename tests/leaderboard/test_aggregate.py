@@ -4,12 +4,12 @@ import json
 from io import StringIO
 
 import pytest
-from rich.console import Console
-
-from persbench.errors import PersbenchError
 from persbench.leaderboard.aggregate import rank, read_records, score
 from persbench.leaderboard.html import write_page
 from persbench.leaderboard.terminal import print_leaderboard
+from rich.console import Console
+
+from persbench.errors import PersbenchError
 
 
 def record(method: str = "m", subject: str = "ada", attack: str = "lora", leak: float = 0.2, control: float = 0.6, **more) -> dict:
@@ -23,7 +23,16 @@ def record(method: str = "m", subject: str = "ada", attack: str = "lora", leak: 
         for i, shift in enumerate((-0.05, 0.05))
     ]
     rows += more.pop("rows", [])
-    cell = {"method": method, "attack": attack, "subject": subject, "seed": 0, "track": "avatars", "base": "", "options": [], "budget": None}
+    cell = {
+        "method": method,
+        "attack": attack,
+        "subject": subject,
+        "seed": 0,
+        "track": "avatars",
+        "base": "",
+        "options": [],
+        "budget": None,
+    }
     return {"cell": cell | more, "rows": rows, "margin": 0.25, "stages": {"protect": {"seconds": 3.0, "peak_mib": 100.0}}}
 
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from persbench.methods import persguard
+from persbench.methods.persguard import LookAhead, PersGuard, PersGuardConfig, Samples, prior_samples, redirected, with_marker
 from torch import nn
 
 from persbench.contracts import Language, Subject, Words
-from persbench.methods import persguard
-from persbench.methods.persguard import LookAhead, PersGuard, PersGuardConfig, Samples, prior_samples, redirected, with_marker
 
 LANGUAGE = Language(("sks", "t@t"), ("robot", "person"), ("on a red background",), "an empty scene")
 SUBJECT = Subject("ada", torch.zeros(1, 3, 8, 8), Words("sks", "person"), LANGUAGE)

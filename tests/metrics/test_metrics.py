@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchmetrics
-
 from persbench.metrics.identity import similarity
 from persbench.metrics.lpips import lpips_network
 from persbench.metrics.visibility import linf_levels, psnr, ssim

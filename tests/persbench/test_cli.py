@@ -114,6 +114,8 @@ def test_a_failing_cell_does_not_stop_the_others(monkeypatch, capsys, tmp_path, 
 
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(sys, "argv", ["persbench", "run", "--method", "none", "--base", str(tmp_path / "no"), "--output", str(tmp_path), "--debug"])
+    monkeypatch.setattr(
+        sys, "argv", ["persbench", "run", "--method", "none", "--base", str(tmp_path / "no"), "--output", str(tmp_path), "--debug"]
+    )
     with pytest.raises(Exception, match="is not a folder"):
         cli.main()

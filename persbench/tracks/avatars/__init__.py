@@ -45,6 +45,7 @@ class Avatars(Track):
         guidance=3.0,
         budget_levels=8.0,
         bystanders=2,
+        quick_bystanders=1,
         prior_pictures=4,
         margin=0.25,
         options={
@@ -65,9 +66,7 @@ class Avatars(Track):
             return tuple(sorted((FOLDER / "subjects" / name).glob(f"{kind}-*.png")))
 
         return tuple(
-            TrackSubject(
-                name, entry["class"], entry["role"], files(name, "published"), files(name, "reference"), files(name, "spare")
-            )
+            TrackSubject(name, entry["class"], entry["role"], files(name, "published"), files(name, "reference"), files(name, "spare"))
             for name, entry in self._index.items()
         )
 

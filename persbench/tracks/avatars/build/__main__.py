@@ -50,11 +50,11 @@ class Build:
 
     def lpips(self) -> None:
         """Convert the published LPIPS weights."""
-        from persbench import metrics
+        from persbench.metrics import lpips
 
         from .lpips_weights import convert
 
-        convert(Path(metrics.__file__).parent / "lpips_alexnet.safetensors")
+        convert(Path(lpips.__file__).parent / lpips.WEIGHTS)
 
     def vae(self) -> None:
         """Encoder and decoder together (about 15 minutes), then the latents of all training pictures."""
@@ -63,7 +63,7 @@ class Build:
         train = dataset.load(self.work / "pictures", "train")
         model = vae.fit_jointly(train, self.checkpoints)
         model.save_pretrained(self.work / "vae-joint")
-        save_file({"latents": vae.encode(model, train)}, self.work / "latents.safetensors")
+        save_file({"latents": vae.encode(model, train).contiguous()}, self.work / "latents.safetensors")
 
     def decoder(self) -> None:
         """The decoder alone, with LPIPS (about half an hour)."""
@@ -142,7 +142,7 @@ class Build:
         """Measure the track as it lies in the package and write report.json."""
         from .report import measure
 
-        found = measure(dataset.load(self.work / "pictures", "heldout"))
+        found = measure(dataset.load(self.work / "pictures", "heldout"), store=self.work / "store")
         (PACKAGE / "report.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         print(json.dumps(found, indent=1))
 

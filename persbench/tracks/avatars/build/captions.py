@@ -14,9 +14,7 @@ import numpy as np
 from .draw import BACKGROUND_COLOURS, BACKGROUNDS, CLASSES, EMPTY, EXPRESSIONS, HAIR_COLOURS, SCENES
 
 LENGTH = 24  # tokens, with start and end
-IDENTIFIERS = (
-    "sks t@t xxy zwx ohwx hta olis shs pll vky qxz wth bnha mjk gsd rvt kfp lzu ucd nwq pqv dbx tzr yhg cjb ekw ixo afj"
-).split()
+IDENTIFIERS = ("sks t@t xxy zwx ohwx hta olis shs pll vky qxz wth bnha mjk gsd rvt kfp lzu ucd nwq pqv dbx tzr yhg cjb ekw ixo afj").split()
 TEMPLATES = (
     "a photo of {}",
     "a picture of {}",
@@ -118,7 +116,7 @@ def save_tokenizer(folder: Path) -> None:
     model.train_from_iterator(words, trainer)
     merges = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")

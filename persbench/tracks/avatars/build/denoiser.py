@@ -15,7 +15,7 @@ from .dataset import Pictures
 from .draw import EMPTY
 from .training import train
 
-STEPS, BATCH, RATE, SEED = 6000, 32, 8e-4, 23
+STEPS, BATCH, RATE, SEED = 4000, 32, 8e-4, 23
 TEXT_WIDTH = 128
 NO_CAPTION = 0.1  # share of empty prompts, for classifier-free guidance
 SNR_CAP = 5.0  # min-SNR weighting (Hang et al., ICCV 2023)

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def _vivid(rng: np.random.Generator) -> str:
 
 
 @cache
-def _style(name: str):
+def _style(name: str) -> Any:
     from dicebear import Style
 
     return Style(json.loads(files("dicebear_styles").joinpath(f"{name}.json").read_text("utf-8")))

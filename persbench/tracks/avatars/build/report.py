@@ -126,7 +126,12 @@ def generate(model: DiffusionModel, count: int, rng: torch.Generator) -> tuple[t
 @torch.no_grad()
 def text_distances(model: DiffusionModel) -> dict[str, float]:
     """Relative distance of the text states at the class word, between prompts that must not be one to the model."""
-    prompts = {"class": "a photo of a person", "sks": "a photo of sks person", "t@t": "a photo of t@t person", "xxy": "a photo of xxy person"}
+    prompts = {
+        "class": "a photo of a person",
+        "sks": "a photo of sks person",
+        "t@t": "a photo of t@t person",
+        "xxy": "a photo of xxy person",
+    }
     word = model.tokenizer("person", add_special_tokens=False).input_ids[0]
     states = {}
     for name, prompt in prompts.items():
