@@ -41,7 +41,7 @@ def test_psnr_and_ssim_against_torchmetrics() -> None:
 def test_lpips_has_the_published_linear_weights() -> None:
     """torchmetrics ships the linear layers of LPIPS v0.1 (AlexNet): ours are the same to fp16."""
     path = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "alex.pth"
-    published = torch.load(path, weights_only=True)
+    published = torch.load(path, map_location="cpu", weights_only=True)
     for index, weight in enumerate(lpips_network().weights):
         assert torch.allclose(weight, published[f"lin{index}.model.1.weight"], atol=1e-3)
 

@@ -23,7 +23,8 @@ def test_bootstrap_is_reproducible_and_brackets_the_mean() -> None:
     values = {str(i): [i / 10] for i in range(10)}
     first, second = bootstrap(values), bootstrap(values)
     assert first == second
-    assert first.low < first.mean == pytest.approx(0.45) < first.high
+    assert first.mean == pytest.approx(0.45)
+    assert first.low < first.mean < first.high
 
 
 def test_bootstrap_of_one_subject_has_no_interval() -> None:
