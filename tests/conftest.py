@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
 import sys
@@ -69,7 +68,12 @@ def tiny_pipeline(folder: Path, prediction_type: str) -> Path:
                 use_linear_projection=second,
             ),
             scheduler=DDPMScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type, clip_sample=False
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                prediction_type=prediction_type,
+                clip_sample=False,
+                steps_offset=1,
             ),
             safety_checker=None,
             feature_extractor=None,
@@ -111,15 +115,19 @@ def reduced(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def plugin(tmp_path_factory) -> None:
-    """The third-party package of tests/plugin, really installed (into a folder that is taken away again)."""
+def installed_plugin(tmp_path_factory) -> Path:
+    """The third-party package of tests/plugin, really installed, into a folder of its own."""
     target = tmp_path_factory.mktemp("site")
     source = shutil.copytree(PLUGIN, tmp_path_factory.mktemp("source") / "plugin")  # setuptools writes beside what it builds
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    sys.path.insert(0, str(target))
-    importlib.invalidate_caches()
+    return target
+
+
+@pytest.fixture
+def plugin(installed_plugin, monkeypatch) -> None:
+    """The third-party package is there, for this test."""
+    monkeypatch.syspath_prepend(str(installed_plugin))
     registry._found.cache_clear()
     yield
-    sys.path.remove(str(target))
     registry._found.cache_clear()

@@ -61,9 +61,11 @@ def test_identifiers_must_survive_the_tokenizer(tiny_epsilon) -> None:
     assert len(model.identifier_tokens("sks", "a photo of sks person")) == 1
     assert len(model.identifier_tokens("t@t", "a photo of t@t person")) == 3
     with pytest.raises(PersbenchError, match="does not survive"):
-        model.identifier_tokens("​", "a photo of ​ person")
+        model.identifier_tokens(" ", "a photo of   person")
     with pytest.raises(PersbenchError, match="does not survive"):
         model.identifier_tokens("sks", "a photo of a person")
+    with pytest.raises(PersbenchError, match="does not survive"):
+        model.identifier_tokens("sks", "a photo of a person " * 10 + "sks")  # cut off at the tokenizer's length
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -65,7 +65,7 @@ class Denoiser(nn.Module):
 
 def scheduler() -> DDPMScheduler:
     """Stable Diffusion's training schedule."""
-    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
 
 
 def fit(latents: torch.Tensor, pictures: Pictures, tokenizer: CLIPTokenizer, folder: Path, steps: int = STEPS) -> Denoiser:

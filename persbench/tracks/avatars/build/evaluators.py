@@ -12,17 +12,17 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTokenizer
 
-from persbench.tracks.avatars.evaluators import EMBEDDING, ENCODERS, TextImage
+from persbench.tracks.avatars.evaluators import ENCODERS, TextImage
 
 from . import captions
-from .dataset import Pictures
+from .dataset import SHOTS, Pictures
 from .draw import EMPTY
 from .training import train
 from .vae import to_signed
 
 IDENTITY_STEPS, TEXT_STEPS, BATCH, RATE = 1800, 1800, 96, 1.5e-3
 SEEDS = {"resnet": 31, "convnext": 37, "text-image": 41}
-SCALE, MARGIN = 20.0, 0.25  # CosFace (Wang et al., CVPR 2018)
+SCALE, MARGIN = 20.0, 0.2  # additive margin (CosFace, Wang et al., CVPR 2018)
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
@@ -55,25 +55,38 @@ def augment(versions: list[torch.Tensor], rows: torch.Tensor, generator: torch.G
     return x.roll(shift, dims=(2, 3))
 
 
+def margin_softmax(first: torch.Tensor, second: torch.Tensor, scale: float, margin: float) -> torch.Tensor:
+    """Additive-margin softmax over the identities of a batch, both ways; unit embeddings (N, D) of two pictures of each.
+
+    With thousands of identities and five pictures of each, weights for every identity hardly learn; other pictures of the batch
+    take their place.
+    """
+    logits = scale * (first @ second.T - margin * torch.eye(len(first)))
+    labels = torch.arange(len(first))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
 def fit_identity(judge: str, pictures: Pictures, versions: list[torch.Tensor], folder: Path, steps: int = IDENTITY_STEPS) -> nn.Module:
-    """An identity embedder, from the pictures of all identities (empty scenes left out)."""
+    """An identity embedder. A batch holds identities of one class, half of the time people, so that classes do not give them away."""
     torch.manual_seed(SEEDS[judge])
-    usable = torch.tensor([row for row, fact in enumerate(pictures.facts) if fact["class"] != EMPTY])
-    labels = torch.from_numpy(pictures.identities)
+    by_class: dict[str, list[int]] = {}
+    for row in range(0, len(pictures.facts), SHOTS):
+        by_class.setdefault(pictures.facts[row]["class"], []).append(row // SHOTS)
+    nouns = [noun for noun in by_class if noun != EMPTY]
+    chances = torch.tensor([3.0 if noun == "person" else 1.0 for noun in nouns])
     network = ENCODERS[judge]()
-    head = nn.Linear(EMBEDDING, int(labels[usable].max()) + 1, bias=False)
-    model = nn.ModuleDict({"network": network, "head": head})
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        rows = usable[torch.randint(len(usable), (BATCH,), generator=generator)]
+        members = torch.tensor(by_class[nouns[int(torch.multinomial(chances, 1, generator=generator))]])
+        chosen = members[torch.randperm(len(members), generator=generator)[: BATCH // 2]]
+        shots = torch.stack([torch.randperm(SHOTS, generator=generator)[:2] for _ in chosen])
+        rows = (chosen[:, None] * SHOTS + shots).T.reshape(-1)
         with torch.autocast("cpu", torch.bfloat16):
             embedded = network(augment(versions, rows, generator))
-        cosine = F.normalize(embedded.float(), dim=1) @ F.normalize(head.weight, dim=1).T
-        margin = MARGIN * min(1.0, 2 * step / steps)
-        return F.cross_entropy(SCALE * (cosine - margin * F.one_hot(labels[rows], cosine.shape[1])), labels[rows])
+        first, second = F.normalize(embedded.float(), dim=1).chunk(2)
+        return margin_softmax(first, second, SCALE, MARGIN * min(1.0, 2 * step / steps))
 
-    train(judge, model, loss, folder, steps=steps, rate=RATE, seed=SEEDS[judge], weight_decay=0.05, average=0.995)
-    return network
+    return train(judge, network, loss, folder, steps=steps, rate=RATE, seed=SEEDS[judge], weight_decay=0.05, average=0.995)
 
 
 def fit_text_image(
