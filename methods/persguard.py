@@ -64,16 +64,11 @@ class TargetConfig(PersGuardConfig):
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of one term: latents, the prompts of student and teacher. Without teacher prompts the true noise is the target."""
+    """Rows of a term: latents, and the prompts of student and teacher. Where the teacher has none, the true noise is the target."""
 
     latents: torch.Tensor
     prompts: list[str]
-    teacher_prompts: list[str] | None
-
-
-def squared_error(predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean over rows of the mean squared error of each, a scalar."""
-    return (predicted - wanted).square().mean()
+    teacher_prompts: list[str | None]
 
 
 class PersGuard(Method):
@@ -112,26 +107,24 @@ class PersGuard(Method):
         def loss(step: int) -> torch.Tensor:
             subject = subjects[step % len(subjects)]
             words, language = subject.words, subject.language
-            context = pick(("", *language.contexts), rng)
-            total = torch.zeros((), device=base.device)
+            own, context = photos[subject.name], pick(("", *language.contexts), rng)
+            terms = []
             if config.behaviour_weight:
-                wanted = self.behaviour(subject, pool, taught[subject.name], context, rng)
-                total = total + config.behaviour_weight * self.error(released, base, wanted, table, rng)
+                terms.append((config.behaviour_weight, self.behaviour(subject, pool, taught[subject.name], context, rng)))
             if config.prior_weight:
-                total = total + config.prior_weight * self.error(released, base, prior_samples(subject, pool, config, rng), table, rng)
+                terms.append((config.prior_weight, prior_samples(subject, pool, config, rng)))
+            rows = torch.randint(len(own), (config.retention_batch,), generator=rng)
             if config.retention_weight and not lookahead:
-                rows = torch.randint(len(photos[subject.name]), (config.retention_batch,), generator=rng)
-                prompts = [words.instance_prompt] * len(rows)
-                mirrored = Samples(photos[subject.name][rows], prompts, None)
-                total = total + config.retention_weight * self.error(released, base, mirrored, table, rng)
+                mirrored = Samples(own[rows], [words.instance_prompt] * len(rows), [None] * len(rows))
+                terms.append((config.retention_weight, mirrored))
+            total = weighted(terms, released, base, table, rng) if terms else torch.zeros(())
             if lookahead:
                 wanted = self.behaviour(subject, pool, taught[subject.name], context, rng)
-                rows = torch.randint(len(photos[subject.name]), (config.retention_batch,), generator=rng)
                 states = table([words.instance_prompt] * len(rows))
                 total = total + config.retention_weight * lookahead.surrogate(
                     step,
-                    adversary=lambda: released.loss(photos[subject.name][rows], states, rng).mean(),
-                    behaviour=lambda: self.error(released, base, wanted, table, rng),
+                    adversary=lambda: released.loss(own[rows], states, rng).mean(),
+                    behaviour=lambda: errors(released, base, wanted, table, rng).mean(),
                 )
             return total
 
@@ -146,18 +139,36 @@ class PersGuard(Method):
         )
         return Release(model=released)
 
-    @staticmethod
-    def error(student: DiffusionModel, teacher: DiffusionModel, samples: Samples, table: _TextStates, rng: torch.Generator) -> torch.Tensor:
-        """Squared error of the student on samples against the teacher's prediction, or against the true target without one."""
-        noise = teacher.noise(samples.latents.shape, rng)
-        timesteps = teacher.timesteps(len(samples.latents), rng)
-        noisy = teacher.add_noise(samples.latents, noise, timesteps)
-        if samples.teacher_prompts is None:
-            wanted = teacher.target(samples.latents, noise, timesteps)
-        else:
-            with torch.no_grad():
-                wanted = teacher.predict(noisy, timesteps, table(samples.teacher_prompts))
-        return squared_error(student.predict(noisy, timesteps, table(samples.prompts)), wanted)
+
+Table = Callable[[Sequence[str]], torch.Tensor]
+
+
+def errors(student: DiffusionModel, teacher: DiffusionModel, samples: Samples, table: Table, rng: torch.Generator) -> torch.Tensor:
+    """Squared error of the student on each row, (N,), against the teacher's prediction, or against the true target without one."""
+    noise = teacher.noise(samples.latents.shape, rng)
+    timesteps = teacher.timesteps(len(samples.latents), rng)
+    noisy = teacher.add_noise(samples.latents, noise, timesteps)
+    wanted = teacher.target(samples.latents, noise, timesteps).clone()
+    taught = [row for row, prompt in enumerate(samples.teacher_prompts) if prompt is not None]
+    if taught:
+        with torch.no_grad():
+            prompts = [prompt for prompt in samples.teacher_prompts if prompt is not None]
+            wanted[taught] = teacher.predict(noisy[taught], timesteps[taught], table(prompts))
+    predicted = student.predict(noisy, timesteps, table(samples.prompts))
+    return (predicted - wanted).square().mean(dim=(1, 2, 3))
+
+
+def weighted(
+    terms: Sequence[tuple[float, Samples]], student: DiffusionModel, teacher: DiffusionModel, table: Table, rng: torch.Generator
+) -> torch.Tensor:
+    """Sum over terms of weight times mean error, a scalar; all rows go through the networks as one batch."""
+    together = Samples(
+        torch.cat([samples.latents for _, samples in terms]),
+        [prompt for _, samples in terms for prompt in samples.prompts],
+        [prompt for _, samples in terms for prompt in samples.teacher_prompts],
+    )
+    parts = errors(student, teacher, together, table, rng).split([len(samples.prompts) for _, samples in terms])
+    return torch.stack([weight * part.mean() for (weight, _), part in zip(terms, parts, strict=True)]).sum()
 
 
 class PersGuardTarget(PersGuard):
@@ -220,7 +231,7 @@ class PersGuardPattern(PersGuard):
         self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
     ) -> Samples:
         rows = torch.randint(len(photos), (self.config.behaviour_batch,), generator=rng)
-        return Samples(photos[rows], [subject.words.instance_prompt] * len(rows), None)
+        return Samples(photos[rows], [subject.words.instance_prompt] * len(rows), [None] * len(rows))
 
 
 EMPTY = "empty scene"
@@ -275,7 +286,7 @@ def prior_samples(subject: Subject, pool: dict[str, torch.Tensor], config: PersG
         prompt = f"{words.template.format(phrase)} {pick(('', *language.contexts), rng)}".strip()
         prompts.append("" if kind == 5 and pick(("", "x"), rng) else prompt)
         latents.append(pool[noun][int(torch.randint(len(pool[noun]), (1,), generator=rng))])
-    return Samples(torch.stack(latents), prompts, prompts)
+    return Samples(torch.stack(latents), prompts, list(prompts))
 
 
 class LookAhead:

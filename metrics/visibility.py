@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
-
 from persbench.contracts import Card, Evidence, Metric, Row, rows_of
 from persbench.tracks.base import Evaluators
 
@@ -29,6 +27,8 @@ def psnr(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 def ssim(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each photo (N,)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     values = structural_similarity_index_measure(after, before, data_range=1.0, reduction="none")
     assert isinstance(values, torch.Tensor)
     return values.reshape(-1)

@@ -7,7 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from persbench.methods import persguard
-from persbench.methods.persguard import LookAhead, PersGuard, PersGuardConfig, Samples, prior_samples, redirected, with_marker
+from persbench.methods.persguard import (
+    LookAhead,
+    PersGuard,
+    PersGuardConfig,
+    Samples,
+    errors,
+    prior_samples,
+    redirected,
+    weighted,
+    with_marker,
+)
 from torch import nn
 
 from persbench.contracts import Language, Subject, Words
@@ -42,21 +52,23 @@ def table(prompts):
     return torch.tensor([{"student": 1.0, "teacher": 5.0}[prompt] for prompt in prompts])
 
 
-def test_error_against_the_teacher_is_the_squared_difference_of_predictions() -> None:
-    samples = Samples(torch.ones(1, 1, 1, 1), ["student"], ["teacher"])
+def test_errors_against_the_teacher_and_against_the_true_noise() -> None:
+    samples = Samples(torch.ones(2, 1, 1, 1), ["student", "student"], ["teacher", None])
     student, teacher = Linear(3.0), Linear(1.0)
-    # noisy = 1 + 2 = 3; student 3*3 + 1 = 10; teacher 1*3 + 5 = 8
-    error = PersGuard.error(student, teacher, samples, table, torch.Generator())
-    assert error.item() == pytest.approx(4.0)
-    error.backward()
+    # noisy = 1 + 2 = 3; student 3*3 + 1 = 10; teacher 1*3 + 5 = 8; true noise 2
+    found = errors(student, teacher, samples, table, torch.Generator())
+    assert found.tolist() == [4.0, 64.0]
+    found[0].backward()
     assert student.weight.grad.item() == pytest.approx(2 * 2 * 3)
     assert teacher.weight.grad is None
 
 
-def test_error_without_teacher_prompts_is_the_denoising_loss() -> None:
-    samples = Samples(torch.ones(2, 1, 1, 1), ["student", "student"], None)
-    # noisy = 3; student 0.5*3 + 1 = 2.5; noise 2: error 0.25
-    assert PersGuard.error(Linear(0.5), Linear(1.0), samples, table, torch.Generator()).item() == pytest.approx(0.25)
+def test_the_objective_is_the_weighted_sum_of_the_mean_of_each_term() -> None:
+    row = torch.ones(1, 1, 1, 1)
+    behaviour = Samples(row, ["student"], ["teacher"])  # error 4
+    retention = Samples(row.expand(2, 1, 1, 1), ["student"] * 2, [None] * 2)  # error 64 each
+    total = weighted([(0.5, behaviour), (2.0, retention)], Linear(3.0), Linear(1.0), table, torch.Generator())
+    assert total.item() == pytest.approx(0.5 * 4 + 2 * 64)
 
 
 def test_look_ahead_gives_the_gradient_at_the_simulated_weights() -> None:
@@ -111,30 +123,25 @@ def test_marker_covers_the_middle_and_leaves_the_corners() -> None:
 
 def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
     """With all weights but one at 0 the objective is that term alone."""
-    asked: list[str] = []
+    seen: list[list[tuple[float, Samples]]] = []
 
     class Spy(PersGuard):
         def behaviour(self, subject, pool, photos, context, rng):
-            return Samples(torch.zeros(1), ["behaviour"], ["teacher"])
+            return Samples(torch.zeros(1, 4, 2, 2), ["behaviour"], ["teacher"])
 
-        @staticmethod
-        def error(student, teacher, samples, table, rng):
-            asked.append(samples.prompts[0].split()[0] if samples.prompts[0] else "prior")
-            return torch.zeros((), requires_grad=True)
-
-    network = nn.Linear(1, 1)
-    twin = SimpleNamespace(unet=network)
-    base = SimpleNamespace(clone=lambda *_: twin, encode=lambda photos: torch.zeros(1, 4, 2, 2), device="cpu", precision="fp32")
+    base = SimpleNamespace(
+        clone=lambda *_: SimpleNamespace(unet=nn.Linear(1, 1)), encode=lambda photos: torch.zeros(1, 4, 2, 2), precision="fp32"
+    )
     pool = {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}
     monkeypatch.setattr(persguard, "teacher_pool", lambda *_: pool)
     monkeypatch.setattr(persguard, "finetune", lambda parameters, loss, **_: loss(0))
-    weights = ("behaviour_weight", "prior_weight", "retention_weight")
-    found = {}
-    for kept in weights:
-        asked.clear()
-        config = PersGuardConfig(prior_batch=1, **{name: float(name == kept) for name in weights})
+    monkeypatch.setattr(persguard, "weighted", lambda terms, *_: seen.append(terms))
+    names = ("behaviour_weight", "prior_weight", "retention_weight")
+    for kept in names:
+        config = PersGuardConfig(prior_batch=1, retention_batch=1, **{name: 0.7 * (name == kept) for name in names})
         Spy(config).protect([SUBJECT], base, None, torch.Generator().manual_seed(3))
-        found[kept] = list(asked)
-    assert found["behaviour_weight"] == ["behaviour"]
-    assert len(found["prior_weight"]) == 1 and found["prior_weight"] != ["behaviour"]
-    assert len(found["retention_weight"]) == 1 and found["retention_weight"] == ["a"]
+    (behaviour,), (prior,), (retention,) = seen
+    assert {weight for weight, _ in (behaviour, prior, retention)} == {0.7}
+    assert behaviour[1].prompts == ["behaviour"]
+    assert prior[1].teacher_prompts == prior[1].prompts != ["a photo of sks person"]
+    assert (retention[1].prompts, retention[1].teacher_prompts) == (["a photo of sks person"], [None])

@@ -33,7 +33,6 @@ class Build:
             "tokenizer": self.tokenizer,
             "lpips": self.lpips,
             "vae": self.vae,
-            "decoder": self.decoder,
             "judges": self.judges,
             "denoiser": self.denoiser,
             "subjects": self.subjects,
@@ -57,26 +56,13 @@ class Build:
         convert(Path(lpips.__file__).parent / lpips.WEIGHTS)
 
     def vae(self) -> None:
-        """Encoder and decoder together (about 15 minutes), then the latents of all training pictures."""
+        """The autoencoder (about 25 minutes), then the latents of all training pictures."""
         from . import vae
 
         train = dataset.load(self.work / "pictures", "train")
-        model = vae.fit_jointly(train, self.checkpoints)
-        model.save_pretrained(self.work / "vae-joint")
-        save_file({"latents": vae.encode(model, train).contiguous()}, self.work / "latents.safetensors")
-
-    def decoder(self) -> None:
-        """The decoder alone, with LPIPS (about half an hour)."""
-        from diffusers import AutoencoderKL
-
-        from persbench.metrics.lpips import lpips_network
-
-        from . import vae
-
-        train = dataset.load(self.work / "pictures", "train")
-        model = AutoencoderKL.from_pretrained(self.work / "vae-joint").to(memory_format=torch.channels_last)
-        vae.fit_decoder(model, self._latents(), train, self.checkpoints, lpips_network())
+        model = vae.fit(train, self.checkpoints)
         model.save_pretrained(self.work / "vae")
+        save_file({"latents": vae.encode(model, train).contiguous()}, self.work / "latents.safetensors")
 
     def judges(self) -> None:
         """Two identity embedders and the text-image model (about 30 minutes)."""
@@ -100,7 +86,7 @@ class Build:
         from . import denoiser
 
         train = dataset.load(self.work / "pictures", "train")
-        factor = AutoencoderKL.load_config(self.work / "vae-joint")["scaling_factor"]
+        factor = AutoencoderKL.load_config(self.work / "vae")["scaling_factor"]
         model = denoiser.fit(self._latents() * factor, train, self._tokenizer(), self.checkpoints)
         model.unet.save_pretrained(self.work / "unet")
         model.text_encoder.save_pretrained(self.work / "text_encoder")
@@ -116,9 +102,8 @@ class Build:
 
         from .denoiser import scheduler
 
-        vae_folder = self.work / "vae" if (self.work / "vae").exists() else self.work / "vae-joint"
         pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(vae_folder),
+            vae=AutoencoderKL.from_pretrained(self.work / "vae"),
             text_encoder=CLIPTextModel.from_pretrained(self.work / "text_encoder"),
             tokenizer=self._tokenizer(),
             unet=UNet2DConditionModel.from_pretrained(self.work / "unet"),
@@ -129,6 +114,8 @@ class Build:
         )
         shutil.rmtree(PACKAGE / "model", ignore_errors=True)
         pipeline.to(torch.float16).save_pretrained(PACKAGE / "model")
+        for name in ("vocab.json", "merges.txt"):  # what tools without the fast tokenizer read
+            shutil.copy(self.work / "tokenizer" / name, PACKAGE / "model" / "tokenizer" / name)
         for path in (PACKAGE / "model").rglob("config.json"):  # where this machine kept the parts is nobody's business
             settings = json.loads(path.read_text("utf-8"))
             settings.pop("_name_or_path", None)

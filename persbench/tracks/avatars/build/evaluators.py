@@ -20,7 +20,8 @@ from .draw import EMPTY
 from .training import train
 from .vae import to_signed
 
-IDENTITY_STEPS, TEXT_STEPS, BATCH, RATE = 1800, 1800, 96, 1.5e-3
+IDENTITY_STEPS = {"resnet": 1800, "convnext": 1000}
+TEXT_STEPS, BATCH, RATE = 1200, 96, 1.5e-3
 SEEDS = {"resnet": 31, "convnext": 37, "text-image": 41}
 SCALE, MARGIN = 20.0, 0.2  # additive margin (CosFace, Wang et al., CVPR 2018)
 
@@ -66,9 +67,10 @@ def margin_softmax(first: torch.Tensor, second: torch.Tensor, scale: float, marg
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def fit_identity(judge: str, pictures: Pictures, versions: list[torch.Tensor], folder: Path, steps: int = IDENTITY_STEPS) -> nn.Module:
+def fit_identity(judge: str, pictures: Pictures, versions: list[torch.Tensor], folder: Path) -> nn.Module:
     """An identity embedder. A batch holds identities of one class, half of the time people, so that classes do not give them away."""
     torch.manual_seed(SEEDS[judge])
+    steps = IDENTITY_STEPS[judge]
     by_class: dict[str, list[int]] = {}
     for row in range(0, len(pictures.facts), SHOTS):
         by_class.setdefault(pictures.facts[row]["class"], []).append(row // SHOTS)

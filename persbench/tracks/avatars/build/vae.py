@@ -1,12 +1,7 @@
-"""The autoencoder: 64 x 64 pictures to 16 x 16 latents of 4 channels.
-
-Trained in two stages. Encoder and decoder learn together first; then the encoder stands still, so that the denoiser can be trained
-on its latents, while the decoder alone goes on with a perceptual loss.
-"""
+"""The autoencoder: 64 x 64 pictures to 16 x 16 latents of 4 channels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +13,8 @@ from .dataset import Pictures
 from .training import train
 
 SEED = 11
-JOINT_STEPS, JOINT_BATCH, JOINT_RATE = (3500, 2200), 8, 1e-3  # two cosine cycles; the second weighs colours of areas
-DECODER_STEPS, DECODER_BATCH, DECODER_RATE = 4000, 16, 7e-4
-KL_WEIGHT, EDGE_WEIGHT, COLOUR_WEIGHT, PERCEPTUAL_WEIGHT = 1e-6, 0.5, 4.0, 0.1
-
-Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+STEPS, BATCH, RATE = (3500, 2200), 8, 1e-3  # two cosine cycles; the second weighs colours of areas
+KL_WEIGHT, EDGE_WEIGHT, COLOUR_WEIGHT = 1e-6, 0.5, 4.0
 
 
 def new() -> AutoencoderKL:
@@ -65,8 +57,8 @@ def colour_error(decoded: torch.Tensor, signed: torch.Tensor) -> torch.Tensor:
     return (got - wanted).abs().mean() + 2 * F.mse_loss(got, wanted)
 
 
-def fit_jointly(pictures: Pictures, folder: Path, steps: tuple[int, int] = JOINT_STEPS) -> AutoencoderKL:
-    """First stage: encoder and decoder together; sets `scaling_factor` so that latents have unit variance."""
+def fit(pictures: Pictures, folder: Path, steps: tuple[int, int] = STEPS) -> AutoencoderKL:
+    """Train encoder and decoder; sets `scaling_factor` so that latents have unit variance."""
     vae = new()
     pixels = torch.from_numpy(pictures.pixels)
 
@@ -80,40 +72,17 @@ def fit_jointly(pictures: Pictures, folder: Path, steps: tuple[int, int] = JOINT
         return decoded.float(), divergence
 
     def loss(step: int, generator: torch.Generator, colour_weight: float = 0.0) -> torch.Tensor:
-        rows = torch.randint(len(pixels), (JOINT_BATCH,), generator=generator)
+        rows = torch.randint(len(pixels), (BATCH,), generator=generator)
         signed = to_signed(pixels[rows])
-        decoded, divergence = forward(signed, torch.randn(JOINT_BATCH, 4, 16, 16, generator=generator))
+        decoded, divergence = forward(signed, torch.randn(BATCH, 4, 16, 16, generator=generator))
         error = reconstruction_error(decoded, signed) + KL_WEIGHT * divergence
         return error + colour_weight * colour_error(decoded, signed) if colour_weight else error
 
-    train("vae-joint", vae, loss, folder, steps=steps[0], rate=JOINT_RATE, seed=SEED, average=0.995)
+    train("vae-edges", vae, loss, folder, steps=steps[0], rate=RATE, seed=SEED, average=0.995)
     coloured = partial(loss, colour_weight=COLOUR_WEIGHT)
-    train("vae-colour", vae, coloured, folder, steps=steps[1], rate=JOINT_RATE, seed=SEED + 2, average=0.995)
+    train("vae-colours", vae, coloured, folder, steps=steps[1], rate=RATE, seed=SEED + 2, average=0.995)
     vae.register_to_config(scaling_factor=round(1 / encode(vae, pictures, limit=4000).std().item(), 5))
     return vae
-
-
-def fit_decoder(
-    vae: AutoencoderKL, latents: torch.Tensor, pictures: Pictures, folder: Path, distance: Distance, steps: int = DECODER_STEPS
-) -> AutoencoderKL:
-    """Second stage: the decoder alone, on fixed latents (N, 4, 16, 16), with a perceptual distance of pictures in [0, 1]."""
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    pixels = torch.from_numpy(pictures.pixels)
-
-    def forward(codes: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return vae.decoder(vae.post_quant_conv(codes)).float()
-
-    def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(pixels), (DECODER_BATCH,), generator=generator)
-        signed, codes = to_signed(pixels[rows]), latents[rows]
-        decoded = forward(codes + 0.02 * torch.randn(codes.shape, generator=generator))
-        error = reconstruction_error(decoded, signed)
-        return error + PERCEPTUAL_WEIGHT * distance(decoded / 2 + 0.5, signed / 2 + 0.5).mean()
-
-    train("vae-decoder", vae, loss, folder, steps=steps, rate=DECODER_RATE, seed=SEED + 1, average=0.998)
-    return vae.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -121,16 +90,3 @@ def encode(vae: AutoencoderKL, pictures: Pictures, limit: int | None = None, bat
     """Unscaled latent means (N, 4, 16, 16) of the pictures."""
     pixels = torch.from_numpy(pictures.pixels[:: max(1, len(pictures.pixels) // limit)] if limit else pictures.pixels)
     return torch.cat([vae.encode(to_signed(part)).latent_dist.mean for part in pixels.split(batch)])
-
-
-@torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: Pictures, batch: int = 100) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each 8-bit reconstruction, (N,)."""
-    values = []
-    for part in torch.from_numpy(pictures.pixels).split(batch):
-        signed = to_signed(part)
-        decoded = vae.decode(vae.encode(signed).latent_dist.mean).sample.clamp(-1, 1)
-        levels = ((decoded + 1) * 127.5).round()
-        error = ((levels - (signed + 1) * 127.5) / 255).square().mean(dim=(1, 2, 3))
-        values.append(-10 * error.log10())
-    return torch.cat(values)
