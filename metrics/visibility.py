@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
+
 from persbench.contracts import Card, Evidence, Metric, Row, rows_of
 from persbench.tracks.base import Evaluators
 
