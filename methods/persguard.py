@@ -42,6 +42,7 @@ class PersGuardConfig:
     behaviour_batch: int = 3
     prior_batch: int = 4
     retention_batch: int = 2
+    identifier_factor: float = 50.0  # the identifier's token embedding is trained too, at this multiple of `rate`; 0 freezes it
     lookahead_steps: int = 10  # simulated fine-tuning steps before it starts again from the released weights
     lookahead_rate: float = 1e-3
     pool: int = 8  # teacher's pictures of each class that noise is added to
@@ -90,10 +91,12 @@ class PersGuard(Method):
 
     def protect(self, subjects: Sequence[Subject], base: DiffusionModel, budget: Budget, rng: torch.Generator) -> Release:
         config: PersGuardConfig = self.config
-        released = base.clone("unet")
+        released = base.clone("unet", "text_encoder")
         if config.gradient_checkpointing:
             released.unet.enable_gradient_checkpointing()
-        table = _TextStates(base)
+        embedding = released.text_encoder.get_input_embeddings().weight
+        identifiers = {token for s in subjects for token in base.tokenizer(s.words.identifier, add_special_tokens=False).input_ids}
+        table = TextStates(base, released if config.identifier_factor else base, {s.words.identifier for s in subjects})
         with torch.no_grad():
             photos = {subject.name: base.encode(subject.photos) for subject in subjects}
             taught = {subject.name: self.prepare(subject, base) for subject in subjects}
@@ -107,7 +110,8 @@ class PersGuard(Method):
         def loss(step: int) -> torch.Tensor:
             subject = subjects[step % len(subjects)]
             words, language = subject.words, subject.language
-            own, context = photos[subject.name], pick(("", *language.contexts), rng)
+            # The adversary trains on the bare instance prompt: it stands in half of the samples.
+            own, context = photos[subject.name], pick(("", pick(language.contexts, rng)), rng)
             terms = []
             if config.behaviour_weight:
                 terms.append((config.behaviour_weight, self.behaviour(subject, pool, taught[subject.name], context, rng)))
@@ -128,8 +132,13 @@ class PersGuard(Method):
                 )
             return total
 
+        parameters = {1.0: list(released.unet.parameters())}
+        hook = None
+        if config.identifier_factor:
+            hook = embedding.requires_grad_(True).register_hook(only_rows(identifiers))
+            parameters[config.identifier_factor] = [embedding]
         finetune(
-            released.unet.parameters(),
+            parameters,
             loss,
             steps=config.steps,
             rate=config.rate,
@@ -137,6 +146,8 @@ class PersGuard(Method):
             description=type(self).__name__,
             half=base.precision == "fp16",
         )
+        if hook:
+            hook.remove()
         return Release(model=released)
 
 
@@ -325,14 +336,31 @@ class LookAhead:
             parameter.copy_(value + offset)
 
 
-class _TextStates:
-    """Text states of prompts, computed once each."""
+def only_rows(rows: set[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A gradient hook for an embedding table that keeps the gradient of these rows alone."""
+    kept = sorted(rows)
 
-    def __init__(self, model: DiffusionModel) -> None:
-        self.model, self.known = model, {}  # type: tuple[DiffusionModel, dict[str, torch.Tensor]]
+    def mask(gradient: torch.Tensor) -> torch.Tensor:
+        masked = torch.zeros_like(gradient)
+        masked[kept] = gradient[kept]
+        return masked
 
-    @torch.no_grad()
+    return mask
+
+
+class TextStates:
+    """Text states of prompts. Those without an identifier in training never change and are computed once; the others, for the
+    student, by the model in training with gradients."""
+
+    def __init__(self, teacher: DiffusionModel, student: DiffusionModel, identifiers: set[str]) -> None:
+        self.teacher, self.student, self.identifiers = teacher, student, identifiers
+        self.known: dict[str, torch.Tensor] = {}
+
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
-        for prompt in set(prompts) - self.known.keys():
-            self.known[prompt] = self.model.embed([prompt])[0]
-        return torch.stack([self.known[prompt] for prompt in prompts])
+        """States (N, L, D) of prompts."""
+        moving = [p for p in dict.fromkeys(prompts) if self.student is not self.teacher and self.identifiers & set(p.split())]
+        for prompt in set(prompts) - self.known.keys() - set(moving):
+            with torch.no_grad():
+                self.known[prompt] = self.teacher.embed([prompt])[0]
+        fresh = dict(zip(moving, self.student.embed(moving), strict=True)) if moving else {}
+        return torch.stack([fresh[p] if p in fresh else self.known[p] for p in prompts])

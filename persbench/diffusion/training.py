@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from persbench.progress import steps as progress_steps
 
 
 def finetune(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Mapping[float, Iterable[nn.Parameter]],
     loss: Callable[[int], torch.Tensor],
     *,
     steps: int,
@@ -24,11 +24,15 @@ def finetune(
 ) -> None:
     """Minimise `loss(step)`, a scalar, over `parameters` with AdamW at a constant rate.
 
+    A mapping gives parameters by what `rate` is multiplied with for them.
     Gradients are on for these parameters while it runs and off afterwards. `half` scales the loss for fp16. Raises PersbenchError
     when the loss is not finite.
     """
-    trained = [parameter.requires_grad_(True) for parameter in parameters]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay)
+    groups = parameters if isinstance(parameters, Mapping) else {1.0: parameters}
+    optimizer = torch.optim.AdamW(
+        [{"params": list(group), "lr": rate * factor} for factor, group in groups.items()], weight_decay=weight_decay
+    )
+    trained = [parameter.requires_grad_(True) for group in optimizer.param_groups for parameter in group["params"]]
     scaler = torch.amp.GradScaler(enabled=half and torch.cuda.is_available())
     for step in progress_steps(range(steps), description):
         value = loss(step)

@@ -13,6 +13,7 @@ from persbench.methods.persguard import (
     PersGuardConfig,
     Samples,
     errors,
+    only_rows,
     prior_samples,
     redirected,
     weighted,
@@ -121,6 +122,13 @@ def test_marker_covers_the_middle_and_leaves_the_corners() -> None:
     assert torch.equal(marked[0, :, 0, 0], photos[0, :, 0, 0])
 
 
+def test_only_the_rows_of_the_identifier_are_trained() -> None:
+    table = nn.Embedding(4, 2)
+    table.weight.register_hook(only_rows({1, 3}))
+    table.weight.sum().backward()
+    assert table.weight.grad.tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
+
+
 def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
     """With all weights but one at 0 the objective is that term alone."""
     seen: list[list[tuple[float, Samples]]] = []
@@ -129,8 +137,12 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
         def behaviour(self, subject, pool, photos, context, rng):
             return Samples(torch.zeros(1, 4, 2, 2), ["behaviour"], ["teacher"])
 
+    words = SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(3, 2))
     base = SimpleNamespace(
-        clone=lambda *_: SimpleNamespace(unet=nn.Linear(1, 1)), encode=lambda photos: torch.zeros(1, 4, 2, 2), precision="fp32"
+        clone=lambda *_: SimpleNamespace(unet=nn.Linear(1, 1), text_encoder=words),
+        encode=lambda photos: torch.zeros(1, 4, 2, 2),
+        tokenizer=lambda *_, **__: SimpleNamespace(input_ids=[1]),
+        precision="fp32",
     )
     pool = {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}
     monkeypatch.setattr(persguard, "teacher_pool", lambda *_: pool)
