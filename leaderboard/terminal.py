@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from persbench.stats import Interval
@@ -46,7 +47,7 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
     for result, each in scores:
         cell = result.cell
         if each is None:
-            table.add_row(cell.method, cell.attack, cell.subject, "[red]error[/]", result.error, *[""] * 6)
+            table.add_row(cell.method, cell.attack, cell.subject, "[red]error[/]", *[""] * 7)
             continue
         shares = [share for share in each.bystanders.values() if share is not None]
         changed = f"{each.linf_levels:.0f} levels" if each.linf_levels else "none"
@@ -92,9 +93,12 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
         style="dim",
         highlight=False,
     )
-    for _, each in scores:
-        for error in each.errors if each else ():
-            console.print(f"[red]error row:[/] {error}", highlight=False)
+    for result, each in scores:
+        cell = result.cell
+        for error in each.errors if each else (result.error,):
+            console.print(
+                f"[red]error:[/] {cell.method} · {cell.attack} · {cell.subject}: {escape(error)}", highlight=False, soft_wrap=True
+            )
     console.print(f"records:  {output / 'records'}", highlight=False, soft_wrap=True)
     for result in results:
         if result.record:

@@ -40,28 +40,33 @@ class DiffusionModel:
     def load(cls, folder: Path, precision: Precision = "fp32", device: str = "cpu") -> DiffusionModel:
         """Read a diffusers pipeline folder (safetensors only). Raises PersbenchError when it is not one."""
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers.utils import logging as diffusers_logging
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()
+        diffusers_logging.set_verbosity_error()
         index = folder / "model_index.json"
         if not index.is_file():
             raise PersbenchError(f"base model {folder}: no model_index.json there; give the folder of a diffusers pipeline")
         wanted = json.loads(index.read_text("utf-8")).get("_class_name", "")
         if "StableDiffusion" not in wanted or "XL" in wanted or "3" in wanted:
             raise PersbenchError(f"base model {folder}: {wanted or 'its pipeline'} is not supported; Stable Diffusion 1.x and 2.x are")
+        # Checkpoints may be stored in half precision: weights are fp32 masters, `precision` is what autocast computes in.
         options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
         try:
             model = cls(
                 CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-                CLIPTextModel.from_pretrained(folder / "text_encoder", **options),
-                AutoencoderKL.from_pretrained(folder / "vae", **options),
-                UNet2DConditionModel.from_pretrained(folder / "unet", **options),
+                CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, **options),
+                AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, **options),
+                UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, **options),
                 DDPMScheduler.from_pretrained(folder / "scheduler"),
                 precision,
             )
         except (OSError, ValueError, KeyError) as error:
             raise PersbenchError(f"base model {folder} cannot be read: {str(error).splitlines()[0]}") from error
-        for part in PARTS:  # checkpoints may be stored in half precision; training wants fp32 masters, inference what was asked for
-            getattr(model, part).to(device=device, dtype=torch.float32)
+        for part in PARTS:
+            getattr(model, part).to(device)
         return model
 
     @property
