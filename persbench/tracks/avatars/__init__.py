@@ -49,7 +49,7 @@ class Avatars(Track):
         prior_pictures=4,
         margin=0.25,
         options={
-            # On attention alone LoRA does not learn a subject of this small model: 0.05 against 0.32 with all targets.
+            # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
             "persguard-target": {"steps": 150, "rate": 3e-4},
             "persguard-erasure": {"steps": 150, "rate": 3e-4},
