@@ -121,16 +121,17 @@ class PersGuard(Method):
             if config.retention_weight and not lookahead:
                 mirrored = Samples(own[rows], [words.instance_prompt] * len(rows), [None] * len(rows))
                 terms.append((config.retention_weight, mirrored))
-            total = weighted(terms, released, base, table, rng) if terms else torch.zeros(())
+            # The look-ahead moves the weights and puts them back: it has to be done before a graph is built on them.
+            ahead = torch.zeros(())
             if lookahead:
                 wanted = self.behaviour(subject, pool, taught[subject.name], context, rng)
-                states = table([words.instance_prompt] * len(rows))
-                total = total + config.retention_weight * lookahead.surrogate(
+                states = table([words.instance_prompt] * len(rows)).detach()
+                ahead = config.retention_weight * lookahead.surrogate(
                     step,
                     adversary=lambda: released.loss(own[rows], states, rng).mean(),
                     behaviour=lambda: errors(released, base, wanted, table, rng).mean(),
                 )
-            return total
+            return ahead + weighted(terms, released, base, table, rng) if terms else ahead
 
         parameters = {1.0: list(released.unet.parameters())}
         hook = None

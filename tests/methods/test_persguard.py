@@ -147,7 +147,7 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
     pool = {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}
     monkeypatch.setattr(persguard, "teacher_pool", lambda *_: pool)
     monkeypatch.setattr(persguard, "finetune", lambda parameters, loss, **_: loss(0))
-    monkeypatch.setattr(persguard, "weighted", lambda terms, *_: seen.append(terms))
+    monkeypatch.setattr(persguard, "weighted", lambda terms, *_: seen.append(terms) or torch.zeros(()))
     names = ("behaviour_weight", "prior_weight", "retention_weight")
     for kept in names:
         config = PersGuardConfig(prior_batch=1, retention_batch=1, **{name: 0.7 * (name == kept) for name in names})
