@@ -45,7 +45,7 @@ Measured by `python -m persbench.tracks.avatars.build --stage report` on picture
 
 MAIN = """## PersGuard under LoRA
 
-{count} protected subjects. Protection: 0 no help, 1 as if the photos had never been seen; mean and 95% interval (bootstrap,
+Protection: 0 no help, 1 as if the photos had never been seen; mean and 95% interval (bootstrap,
 clustered by subject). *Bystanders keep* is the share of their undefended personalization that others have with the released model.
 *Class prompts right* is how often "a photo of a person", of a robot, ... still shows that class.
 
@@ -85,7 +85,19 @@ def report_table() -> str:
 def main_table(groups: dict[tuple[str, str], list[Score]]) -> str:
     """One line a method, standard options."""
     rows = [
-        ["method", "protection", "bystanders keep", "leak", "control", "floor", "detected", "alignment", "class prompts right", "seconds"]
+        [
+            "method",
+            "subjects",
+            "protection",
+            "bystanders keep",
+            "leak",
+            "control",
+            "floor",
+            "detected",
+            "alignment",
+            "class prompts right",
+            "seconds",
+        ]
     ]
     for method in METHODS:
         scores = groups.get((method, ""))
@@ -95,6 +107,7 @@ def main_table(groups: dict[tuple[str, str], list[Score]]) -> str:
             rows.append(
                 [
                     f"`{method}`",
+                    str(len({each.subject for each in scores})),
                     interval(total.protection),
                     interval(total.bystanders),
                     *(number(total.means[name]) for name in means),
@@ -131,7 +144,8 @@ def page_pictures(records: list[dict[str, Any]], store: Path, path: Path) -> Non
     def two(key: str) -> torch.Tensor:
         return pictures.read(sorted((store / "generate" / key).glob("*.png"))[1::4][:2])
 
-    rows, heads = [], ["published", "reference", "control", *METHODS[1:], "bystander", "its control"]
+    shown = [method for method in METHODS[1:] if any(method in found for found in by_subject.values())]
+    rows, heads = [], ["published", "reference", "control", *shown, "bystander", "its control"]
     for name in track.subject_lists()["all"]:
         found = by_subject.get(name, {})
         subject = track.subject(name)
@@ -140,7 +154,7 @@ def page_pictures(records: list[dict[str, Any]], store: Path, path: Path) -> Non
         row = [pictures.read(subject.published[:2]), pictures.read(subject.references[:2])]
         row.append(two(found["persguard-target"]["pictures"]["control"]))
         blank = torch.ones(2, 3, 64, 64)
-        row += [two(found[method]["pictures"]["attacked"]) if method in found else blank for method in METHODS[1:]]
+        row += [two(found[method]["pictures"]["attacked"]) if method in found else blank for method in shown]
         watched = found["persguard-target"]["pictures"]
         label = next(key.rsplit(":", 1)[0] for key in watched if key.startswith("bystander:"))
         row += [two(watched[f"{label}:attacked"]), two(watched[f"{label}:control"])]
@@ -172,12 +186,11 @@ def main() -> None:
         if record["cell"]["bystanders"] is None:
             found = score(record)
             groups[found.method, found.variant].append(found)
-    commands = "persbench run " + " ".join(f"--method {m}" for m in METHODS) + " --attack lora --subjects all"
-    count = max(len(scores) for scores in groups.values())
+    commands = "persbench run " + " ".join(f"--method {m}" for m in METHODS if (m, "") in groups) + " --attack lora --subjects all"
     ablations = ablation_table(groups)
     parts = [
         INTRO.format(disclaimer=Avatars.disclaimer, commands=commands, report=report_table()),
-        MAIN.format(count=count, table=main_table(groups)),
+        MAIN.format(table=main_table(groups)),
         PICTURES,
     ]
     if ablations:
