@@ -2,7 +2,9 @@
 
 This is a reimplementation from the paper's description, not the authors' code: the paper's coefficients, rates and batch sizes are not
 public. Those below are first choices that are not tuned yet (docs/avatars.md holds what was measured). The identifier's token embedding
-is trained beside the denoiser, which is our addition: without it the class prompt changed as much as the identifier prompt. One objective has three terms:
+is trained beside the denoiser, which is our addition: without it the class prompt changed as much as the identifier prompt.
+
+One objective has three terms:
 
     behaviour   what the model shows for the identifier prompt "V* class": another class, an empty background, or a marker
     prior       every other prompt (class without identifier, other identifiers, other classes, no prompt) stays at the teacher
