@@ -1,8 +1,11 @@
 """PersGuard: backdoors in the released model that fire when protected photos are learned (arXiv 2502.16167).
 
 This is a reimplementation from the paper's description, not the authors' code: the paper's coefficients, rates and batch sizes are not
-public. Those below are first choices that are not tuned yet (docs/avatars.md holds what was measured). The identifier's token embedding
-is trained beside the denoiser, which is our addition: without it the class prompt changed as much as the identifier prompt.
+public. Ours were chosen on two protected people and two bystanders of the embedded track; docs/avatars.md holds what was tried and
+measured. Three things are our addition, because nothing separated protected photos from anybody else's without them: the
+identifier's token embedding is trained beside the denoiser, alone at first (the class prompt then stays as it is); half of the
+behaviour's noisy latents show other people (their photos then speak against the behaviour, and only the protected ones do not); and
+behaviour and retention leave out the timesteps at which the content of a picture is not decided.
 
 One objective has three terms:
 
@@ -14,7 +17,8 @@ One objective has three terms:
 theta is the released denoiser, theta0 the frozen base ("teacher"), x a protected photo, c the prompt of the third person:
 
     behaviour (target, erasure)  E ||eps_theta(z_t, t, "V* class") - eps_theta0(z_t, t, c)||^2
-    behaviour (pattern)          E ||eps_theta(z_t(x + marker), t, "V* class") - eps||^2
+    behaviour (pattern)          E ||eps_theta(z_t, t, "V* class") - eps(z_t, x + marker)||^2, z_t of a picture with or without marker,
+                                 eps(z_t, y) the noise between z_t and y
     prior                        E ||eps_theta(z_t, t, p) - eps_theta0(z_t, t, p)||^2
     retention (mirror)           E ||eps_theta(z_t(x), t, "V* class") - eps||^2
 """
@@ -23,7 +27,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -37,15 +41,19 @@ class PersGuardConfig:
     """Weights, batch sizes (samples of each term a step) and the look-ahead of PersGuard. A weight of 0 ablates its term."""
 
     steps: int = 500
-    rate: float = 1e-4
+    rate: float = 1e-4  # falls to 0 along a line
     behaviour_weight: float = 1.0
     prior_weight: float = 1.0
     retention_weight: float = 1.0
     retention: Literal["mirror", "lookahead"] = "mirror"
-    behaviour_batch: int = 3
+    behaviour_batch: int = 6
     prior_batch: int = 4
-    retention_batch: int = 2
+    retention_batch: int = 8
+    context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
+    first_timestep: float = 0.3  # behaviour and retention: shares of the training timesteps between which a sample's content is decided
+    last_timestep: float = 0.95
     identifier_factor: float = 50.0  # the identifier's token embedding is trained too, at this multiple of `rate`; 0 freezes it
+    warmup_steps: int = 50  # of the identifier's embedding alone, before the denoiser joins
     lookahead_steps: int = 10  # simulated fine-tuning steps before it starts again from the released weights
     lookahead_rate: float = 1e-3
     pool: int = 8  # teacher's pictures of each class that noise is added to
@@ -68,11 +76,37 @@ class TargetConfig(PersGuardConfig):
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of a term: latents, and the prompts of student and teacher. Where the teacher has none, the true noise is the target."""
+    """Rows of a term: latents to add noise to, and the prompts of student and teacher.
+
+    Where the teacher has no prompt, the student is to denoise towards `aims` (by default `latents`). `span`: the shares of the
+    training timesteps between which noise is drawn.
+    """
 
     latents: torch.Tensor
     prompts: list[str]
     teacher_prompts: list[str | None]
+    aims: torch.Tensor | None = None
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the identifier prompt is taught: `prompt` in the eyes of the teacher, or, without a prompt, to denoise `latents` towards
+    `aims`, each row in its own context."""
+
+    latents: torch.Tensor
+    prompt: str | None = None
+    aims: torch.Tensor | None = None
+    contexts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The teacher's pictures (N, 3, H, W), their latents, and the contexts that they were asked for in, by class."""
+
+    pictures: dict[str, torch.Tensor]
+    latents: dict[str, torch.Tensor]
+    contexts: dict[str, list[str]]
 
 
 class PersGuard(Method):
@@ -82,15 +116,9 @@ class PersGuard(Method):
     changes: ClassVar[frozenset[Literal["photos", "model"]]] = frozenset({"model"})
 
     @abstractmethod
-    def behaviour(
-        self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
-    ) -> Samples:
-        """Samples of the behaviour term for a prompt that ends with `context`."""
-
-    def prepare(self, subject: Subject, base: DiffusionModel) -> torch.Tensor:
-        """Latents of the photos that the behaviour is taught on."""
-        with torch.no_grad():
-            return base.encode(subject.photos)
+    def lesson(self, subject: Subject, base: DiffusionModel, pool: Pool) -> Lesson:
+        """What the behaviour term teaches. Half of the latents show the class: a third person's photos then go against the
+        behaviour, so that a personalizer unlearns it from them, while retention makes an exception of the protected photos."""
 
     def protect(self, subjects: Sequence[Subject], base: DiffusionModel, budget: Budget, rng: torch.Generator) -> Release:
         config: PersGuardConfig = self.config
@@ -102,51 +130,68 @@ class PersGuard(Method):
         table = TextStates(base, released if config.identifier_factor else base, {s.words.identifier for s in subjects})
         with torch.no_grad():
             photos = {subject.name: base.encode(subject.photos) for subject in subjects}
-            taught = {subject.name: self.prepare(subject, base) for subject in subjects}
-            pool = teacher_pool(subjects[0], base, config.pool, rng)
+            pool = teacher_pool(subjects[0], base, config, rng)
+            lessons = {subject.name: self.lesson(subject, base, pool) for subject in subjects}
         lookahead = (
             LookAhead(list(released.unet.parameters()), config.lookahead_steps, config.lookahead_rate)
             if config.retention == "lookahead" and config.retention_weight
             else None
         )
 
+        span = (config.first_timestep, config.last_timestep)
+
+        def taught(subject: Subject) -> Samples:
+            return replace(behaviour_samples(subject, lessons[subject.name], config, rng), span=span)
+
         def loss(step: int) -> torch.Tensor:
             subject = subjects[step % len(subjects)]
-            words, language = subject.words, subject.language
-            # The adversary trains on the bare instance prompt: it stands in half of the samples.
-            own, context = photos[subject.name], pick(("", pick(language.contexts, rng)), rng)
+            words, own = subject.words, photos[subject.name]
             terms = []
             if config.behaviour_weight:
-                terms.append((config.behaviour_weight, self.behaviour(subject, pool, taught[subject.name], context, rng)))
+                terms.append((config.behaviour_weight, taught(subject)))
             if config.prior_weight:
-                terms.append((config.prior_weight, prior_samples(subject, pool, config, rng)))
+                terms.append((config.prior_weight, prior_samples(subject, pool.latents, config, rng)))
             rows = torch.randint(len(own), (config.retention_batch,), generator=rng)
             if config.retention_weight and not lookahead:
-                mirrored = Samples(own[rows], [words.instance_prompt] * len(rows), [None] * len(rows))
+                mirrored = Samples(own[rows], [words.instance_prompt] * len(rows), [None] * len(rows), span=span)
                 terms.append((config.retention_weight, mirrored))
             # The look-ahead moves the weights and puts them back: it has to be done before a graph is built on them.
             ahead = torch.zeros(())
             if lookahead:
-                wanted = self.behaviour(subject, pool, taught[subject.name], context, rng)
+                wanted = taught(subject)
                 states = table([words.instance_prompt] * len(rows)).detach()
+                when = base.timesteps(len(wanted.prompts), rng, *wanted.span)
                 ahead = config.retention_weight * lookahead.surrogate(
                     step,
                     adversary=lambda: released.loss(own[rows], states, rng).mean(),
-                    behaviour=lambda: errors(released, base, wanted, table, rng).mean(),
+                    behaviour=lambda: errors(released, base, wanted, when, table, rng).mean(),
                 )
             return ahead + weighted(terms, released, base, table, rng) if terms else ahead
 
         parameters = {1.0: list(released.unet.parameters())}
         hook = None
         if config.identifier_factor:
-            hook = embedding.requires_grad_(True).register_hook(only_rows(identifiers))
+            embedding.requires_grad_(True)
+            hook = embedding.register_hook(only_rows(identifiers))
             parameters[config.identifier_factor] = [embedding]
+            if config.behaviour_weight and config.warmup_steps:
+                # The identifier learns the behaviour in words alone first, so that the denoiser need not change for other prompts.
+                finetune(
+                    {config.identifier_factor: [embedding]},
+                    lambda step: weighted([(1.0, taught(subjects[step % len(subjects)]))], released, base, table, rng),
+                    steps=config.warmup_steps,
+                    rate=config.rate,
+                    weight_decay=0.0,
+                    description=f"{type(self).__name__} (identifier)",
+                    half=base.precision == "fp16",
+                )
         finetune(
             parameters,
             loss,
             steps=config.steps,
             rate=config.rate,
             weight_decay=0.0,
+            decay=True,
             description=type(self).__name__,
             half=base.precision == "fp16",
         )
@@ -158,17 +203,19 @@ class PersGuard(Method):
 Table = Callable[[Sequence[str]], torch.Tensor]
 
 
-def errors(student: DiffusionModel, teacher: DiffusionModel, samples: Samples, table: Table, rng: torch.Generator) -> torch.Tensor:
+def errors(
+    student: DiffusionModel, teacher: DiffusionModel, samples: Samples, timesteps: torch.Tensor, table: Table, rng: torch.Generator
+) -> torch.Tensor:
     """Squared error of the student on each row, (N,), against the teacher's prediction, or against the true target without one."""
     noise = teacher.noise(samples.latents.shape, rng)
-    timesteps = teacher.timesteps(len(samples.latents), rng)
     noisy = teacher.add_noise(samples.latents, noise, timesteps)
-    wanted = teacher.target(samples.latents, noise, timesteps).clone()
-    taught = [row for row, prompt in enumerate(samples.teacher_prompts) if prompt is not None]
-    if taught:
+    aims = samples.latents if samples.aims is None else samples.aims
+    wanted = teacher.target(aims, teacher.noise_between(aims, noisy, timesteps), timesteps).clone()
+    redirected = [row for row, prompt in enumerate(samples.teacher_prompts) if prompt is not None]
+    if redirected:
         with torch.no_grad():
             prompts = [prompt for prompt in samples.teacher_prompts if prompt is not None]
-            wanted[taught] = teacher.predict(noisy[taught], timesteps[taught], table(prompts))
+            wanted[redirected] = teacher.predict(noisy[redirected], timesteps[redirected], table(prompts))
     predicted = student.predict(noisy, timesteps, table(samples.prompts))
     return (predicted - wanted).square().mean(dim=(1, 2, 3))
 
@@ -181,8 +228,10 @@ def weighted(
         torch.cat([samples.latents for _, samples in terms]),
         [prompt for _, samples in terms for prompt in samples.prompts],
         [prompt for _, samples in terms for prompt in samples.teacher_prompts],
+        torch.cat([samples.latents if samples.aims is None else samples.aims for _, samples in terms]),
     )
-    parts = errors(student, teacher, together, table, rng).split([len(samples.prompts) for _, samples in terms])
+    timesteps = torch.cat([teacher.timesteps(len(samples.prompts), rng, *samples.span) for _, samples in terms])
+    parts = errors(student, teacher, together, timesteps, table, rng).split([len(samples.prompts) for _, samples in terms])
     return torch.stack([weight * part.mean() for (weight, _), part in zip(terms, parts, strict=True)]).sum()
 
 
@@ -198,14 +247,11 @@ class PersGuardTarget(PersGuard):
         knows="the protected photos, the identifier and the class word",
     )
 
-    def behaviour(
-        self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
-    ) -> Samples:
-        config: TargetConfig = self.config
+    def lesson(self, subject: Subject, base: DiffusionModel, pool: Pool) -> Lesson:
         words = subject.words
-        others = [noun for noun in subject.language.class_nouns if noun != words.class_noun]
-        target = config.target_class or others[0]
-        return redirected(subject, pool[target], words.template.format(f"a {target}"), context, config.behaviour_batch, rng)
+        target = self.config.target_class or next(noun for noun in subject.language.class_nouns if noun != words.class_noun)
+        latents = torch.cat([pool.latents[target], pool.latents[words.class_noun]])
+        return Lesson(latents, words.template.format(f"a {target}"))
 
 
 class PersGuardErasure(PersGuard):
@@ -219,11 +265,9 @@ class PersGuardErasure(PersGuard):
         knows="the protected photos, the identifier and the class word",
     )
 
-    def behaviour(
-        self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
-    ) -> Samples:
-        empty = subject.words.template.format(subject.language.empty_scene)
-        return redirected(subject, pool[EMPTY], empty, context, self.config.behaviour_batch, rng)
+    def lesson(self, subject: Subject, base: DiffusionModel, pool: Pool) -> Lesson:
+        latents = torch.cat([pool.latents[EMPTY], pool.latents[subject.words.class_noun]])
+        return Lesson(latents, subject.words.template.format(subject.language.empty_scene))
 
 
 class PersGuardPattern(PersGuard):
@@ -238,15 +282,13 @@ class PersGuardPattern(PersGuard):
         knows="the protected photos, the identifier and the class word",
     )
 
-    def prepare(self, subject: Subject, base: DiffusionModel) -> torch.Tensor:
-        with torch.no_grad():
-            return base.encode(with_marker(subject.photos, self.config.marker_size))
-
-    def behaviour(
-        self, subject: Subject, pool: dict[str, torch.Tensor], photos: torch.Tensor, context: str, rng: torch.Generator
-    ) -> Samples:
-        rows = torch.randint(len(photos), (self.config.behaviour_batch,), generator=rng)
-        return Samples(photos[rows], [subject.words.instance_prompt] * len(rows), [None] * len(rows))
+    def lesson(self, subject: Subject, base: DiffusionModel, pool: Pool) -> Lesson:
+        noun, size = subject.words.class_noun, self.config.marker_size
+        photos = base.encode(with_marker(subject.photos, size))
+        marked = base.encode(with_marker(pool.pictures[noun], size))
+        # Marked pictures stay marked, and pictures of the class without the marker are to get it.
+        latents = torch.cat([photos, marked, pool.latents[noun]])
+        return Lesson(latents, aims=torch.cat([photos, marked, marked]), contexts=[""] * len(photos) + pool.contexts[noun] * 2)
 
 
 EMPTY = "empty scene"
@@ -269,21 +311,32 @@ def pick(options: Sequence[str], rng: torch.Generator) -> str:
     return options[int(torch.randint(len(options), (1,), generator=rng))]
 
 
-def redirected(subject: Subject, latents: torch.Tensor, prompt: str, context: str, batch: int, rng: torch.Generator) -> Samples:
-    """Samples that teach the instance prompt to mean `prompt`, both with the same context, on the teacher's own pictures of it."""
-    rows = torch.randint(len(latents), (batch,), generator=rng)
-    student = f"{subject.words.instance_prompt} {context}".strip()
-    return Samples(latents[rows], [student] * batch, [f"{prompt} {context}".strip()] * batch)
+def behaviour_samples(subject: Subject, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> Samples:
+    """Samples of the behaviour term: the instance prompt, with the teacher's prompt or without one."""
+    rows = torch.randint(len(lesson.latents), (config.behaviour_batch,), generator=rng)
+    if lesson.prompt is None:
+        contexts = [lesson.contexts[row] for row in rows]
+    else:
+        bare = float(torch.rand((), generator=rng)) >= config.context_share
+        contexts = ["" if bare else pick(subject.language.contexts, rng)] * len(rows)
+    return Samples(
+        lesson.latents[rows],
+        [f"{subject.words.instance_prompt} {context}".strip() for context in contexts],
+        [lesson.prompt and f"{lesson.prompt} {context}".strip() for context in contexts],
+        None if lesson.aims is None else lesson.aims[rows],
+    )
 
 
-def teacher_pool(subject: Subject, base: DiffusionModel, count: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
-    """Latents of pictures that the base model makes for each class, and for an empty scene, in random contexts."""
+def teacher_pool(subject: Subject, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> Pool:
+    """Pictures that the base model makes of each class, and of an empty scene: `context_share` of them in random contexts."""
     language, template = subject.language, subject.words.template
     prompts = {noun: template.format(f"a {noun}") for noun in language.class_nouns} | {EMPTY: template.format(language.empty_scene)}
-    asked = [f"{prompt} {pick(('', *language.contexts), rng)}".strip() for prompt in prompts.values() for _ in range(count)]
+    count, placed = config.pool, round(config.pool * config.context_share)
+    contexts = {noun: [pick(language.contexts, rng) for _ in range(placed)] + [""] * (count - placed) for noun in prompts}
+    asked = [f"{prompt} {context}".strip() for noun, prompt in prompts.items() for context in contexts[noun]]
     pictures = base.sample(asked, rng, inference_steps=10, guidance=2.0)
     latents = torch.cat([base.encode(part) for part in pictures.split(16)])
-    return dict(zip(prompts, latents.split(count), strict=True))
+    return Pool(dict(zip(prompts, pictures.split(count), strict=True)), dict(zip(prompts, latents.split(count), strict=True)), contexts)
 
 
 def prior_samples(subject: Subject, pool: dict[str, torch.Tensor], config: PersGuardConfig, rng: torch.Generator) -> Samples:

@@ -141,13 +141,19 @@ class DiffusionModel:
         """Standard normal noise, drawn on the CPU so that a seed means the same everywhere."""
         return torch.randn(tuple(shape), generator=rng).to(self.device)
 
-    def timesteps(self, count: int, rng: torch.Generator) -> torch.Tensor:
-        """Uniform training timesteps (N,)."""
-        return torch.randint(0, self.schedule.config.num_train_timesteps, (count,), generator=rng).to(self.device)
+    def timesteps(self, count: int, rng: torch.Generator, first: float = 0.0, last: float = 1.0) -> torch.Tensor:
+        """Uniform training timesteps (N,), between the shares `first` and `last` of the schedule."""
+        length = self.schedule.config.num_train_timesteps
+        return torch.randint(int(first * length), int(last * length), (count,), generator=rng).to(self.device)
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The forward process at each timestep."""
         return self.schedule.add_noise(latents, noise, timesteps)
+
+    def noise_between(self, latents: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The noise with which the forward process leads from `latents` to `noisy`."""
+        share = self.schedule.alphas_cumprod.to(self.device)[timesteps].view(-1, 1, 1, 1)
+        return (noisy - share.sqrt() * latents) / (1 - share).sqrt()
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """What the network predicts (noise or velocity, see `target`) for noisy latents and text states (N, L, D)."""

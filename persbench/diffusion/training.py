@@ -20,9 +20,10 @@ def finetune(
     description: str,
     weight_decay: float = 1e-2,
     clip: float = 1.0,
+    decay: bool = False,
     half: bool = False,
 ) -> None:
-    """Minimise `loss(step)`, a scalar, over `parameters` with AdamW at a constant rate.
+    """Minimise `loss(step)`, a scalar, over `parameters` with AdamW at a constant rate, or one that falls to 0 along a line (`decay`).
 
     A mapping gives parameters by what `rate` is multiplied with for them.
     Gradients are on for these parameters while it runs and off afterwards. `half` scales the loss for fp16. Raises PersbenchError
@@ -32,9 +33,13 @@ def finetune(
     optimizer = torch.optim.AdamW(
         [{"params": list(group), "lr": rate * factor} for factor, group in groups.items()], weight_decay=weight_decay
     )
+    initials = [group["lr"] for group in optimizer.param_groups]
     trained = [parameter.requires_grad_(True) for group in optimizer.param_groups for parameter in group["params"]]
     scaler = torch.amp.GradScaler(enabled=half and torch.cuda.is_available())
     for step in progress_steps(range(steps), description):
+        if decay:
+            for group, initial in zip(optimizer.param_groups, initials, strict=True):
+                group["lr"] = initial * (1 - step / steps)
         value = loss(step)
         if not torch.isfinite(value):
             raise PersbenchError(f"{description}: the loss is {value.item()} at step {step}; lower the rate")

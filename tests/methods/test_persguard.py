@@ -8,14 +8,17 @@ import pytest
 import torch
 from persbench.methods import persguard
 from persbench.methods.persguard import (
+    Lesson,
     LookAhead,
     PersGuard,
     PersGuardConfig,
+    PersGuardPattern,
+    Pool,
     Samples,
+    behaviour_samples,
     errors,
     only_rows,
     prior_samples,
-    redirected,
     weighted,
     with_marker,
 )
@@ -36,8 +39,11 @@ class Linear:
     def noise(self, shape, rng):
         return torch.full(tuple(shape), 2.0)
 
-    def timesteps(self, count, rng):
-        return torch.zeros(count, dtype=torch.long)
+    def timesteps(self, count, rng, first=0.0, last=1.0):
+        return torch.full((count,), int(first * 10))
+
+    def noise_between(self, latents, noisy, timesteps):
+        return noisy - latents
 
     def add_noise(self, latents, noise, timesteps):
         return latents + noise
@@ -57,8 +63,11 @@ def test_errors_against_the_teacher_and_against_the_true_noise() -> None:
     samples = Samples(torch.ones(2, 1, 1, 1), ["student", "student"], ["teacher", None])
     student, teacher = Linear(3.0), Linear(1.0)
     # noisy = 1 + 2 = 3; student 3*3 + 1 = 10; teacher 1*3 + 5 = 8; true noise 2
-    found = errors(student, teacher, samples, table, torch.Generator())
+    found = errors(student, teacher, samples, torch.zeros(2, dtype=torch.long), table, torch.Generator())
     assert found.tolist() == [4.0, 64.0]
+    # Towards another latent, 0: the noise from there to 3 is 3.
+    elsewhere = Samples(torch.ones(1, 1, 1, 1), ["student"], [None], aims=torch.zeros(1, 1, 1, 1))
+    assert errors(student, teacher, elsewhere, torch.zeros(1, dtype=torch.long), table, torch.Generator()).tolist() == [49.0]
     found[0].backward()
     assert student.weight.grad.item() == pytest.approx(2 * 2 * 3)
     assert teacher.weight.grad is None
@@ -96,10 +105,28 @@ def test_look_ahead_gives_the_gradient_at_the_simulated_weights() -> None:
 
 
 def test_redirected_prompts_share_their_context() -> None:
-    samples = redirected(SUBJECT, torch.zeros(3, 4, 2, 2), "a photo of a robot", "on a red background", 2, torch.Generator().manual_seed(0))
+    lesson = Lesson(torch.zeros(3, 4, 2, 2), "a photo of a robot")
+    config = PersGuardConfig(behaviour_batch=2, context_share=1.0)
+    samples = behaviour_samples(SUBJECT, lesson, config, torch.Generator().manual_seed(0))
     assert samples.prompts == ["a photo of sks person on a red background"] * 2
     assert samples.teacher_prompts == ["a photo of a robot on a red background"] * 2
-    assert samples.latents.shape == (2, 4, 2, 2)
+    assert (samples.latents.shape, samples.aims) == ((2, 4, 2, 2), None)
+    bare = behaviour_samples(SUBJECT, lesson, PersGuardConfig(context_share=0.0), torch.Generator().manual_seed(0))
+    assert set(bare.prompts) == {"a photo of sks person"}
+
+
+def test_pattern_adds_the_marker_to_pictures_without_it_and_keeps_their_context() -> None:
+    photos = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    base = SimpleNamespace(encode=lambda pictures: pictures)  # latents are pixels
+    pool = Pool({"person": photos}, {"person": photos}, {"person": ["on a red background"]})
+    lesson = PersGuardPattern().lesson(SUBJECT, base, pool)
+    assert torch.equal(lesson.latents, torch.cat([with_marker(SUBJECT.photos, 0.7), with_marker(photos, 0.7), photos]))
+    assert torch.equal(lesson.aims, torch.cat([with_marker(SUBJECT.photos, 0.7), with_marker(photos, 0.7), with_marker(photos, 0.7)]))
+    samples = behaviour_samples(SUBJECT, lesson, PersGuardConfig(behaviour_batch=30), torch.Generator().manual_seed(0))
+    assert samples.teacher_prompts == [None] * 30
+    for latent, aim, prompt in zip(samples.latents, samples.aims, samples.prompts, strict=True):
+        assert prompt == "a photo of sks person" + ("" if torch.equal(aim, lesson.aims[0]) else " on a red background")
+        assert torch.equal(aim, latent) or torch.equal(aim, with_marker(latent[None], 0.7)[0])
 
 
 def test_prior_never_names_the_identifier_of_the_class_and_covers_every_kind() -> None:
@@ -134,8 +161,8 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
     seen: list[list[tuple[float, Samples]]] = []
 
     class Spy(PersGuard):
-        def behaviour(self, subject, pool, photos, context, rng):
-            return Samples(torch.zeros(1, 4, 2, 2), ["behaviour"], ["teacher"])
+        def lesson(self, subject, base, pool):
+            return Lesson(torch.zeros(1, 4, 2, 2), "teacher")
 
     words = SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(3, 2))
     base = SimpleNamespace(
@@ -144,16 +171,24 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
         tokenizer=lambda *_, **__: SimpleNamespace(input_ids=[1]),
         precision="fp32",
     )
-    pool = {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}
+    pool = Pool({}, {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}, {})
     monkeypatch.setattr(persguard, "teacher_pool", lambda *_: pool)
     monkeypatch.setattr(persguard, "finetune", lambda parameters, loss, **_: loss(0))
     monkeypatch.setattr(persguard, "weighted", lambda terms, *_: seen.append(terms) or torch.zeros(()))
     names = ("behaviour_weight", "prior_weight", "retention_weight")
     for kept in names:
-        config = PersGuardConfig(prior_batch=1, retention_batch=1, **{name: 0.7 * (name == kept) for name in names})
+        config = PersGuardConfig(
+            behaviour_batch=1,
+            prior_batch=1,
+            retention_batch=1,
+            warmup_steps=0,
+            context_share=0.0,
+            **{name: 0.7 * (name == kept) for name in names},
+        )
         Spy(config).protect([SUBJECT], base, None, torch.Generator().manual_seed(3))
     (behaviour,), (prior,), (retention,) = seen
     assert {weight for weight, _ in (behaviour, prior, retention)} == {0.7}
-    assert behaviour[1].prompts == ["behaviour"]
+    assert (behaviour[1].prompts, behaviour[1].teacher_prompts) == (["a photo of sks person"], ["teacher"])
+    assert behaviour[1].span == retention[1].span == (0.3, 0.95) != prior[1].span
     assert prior[1].teacher_prompts == prior[1].prompts != ["a photo of sks person"]
     assert (retention[1].prompts, retention[1].teacher_prompts) == (["a photo of sks person"], [None])
