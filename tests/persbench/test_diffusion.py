@@ -27,6 +27,23 @@ def test_target_is_noise_or_velocity(tiny_base) -> None:
     assert torch.allclose(model.target(latents, noise, timesteps), by_hand, atol=1e-6)
     by_hand = signal.sqrt() * latents + (1 - signal).sqrt() * noise
     assert torch.allclose(model.add_noise(latents, noise, timesteps), by_hand, atol=1e-6)
+    assert torch.allclose(model.noise_between(latents, by_hand, timesteps), noise, atol=1e-5)
+
+
+def test_timesteps_stay_between_the_shares_asked_for(tiny_epsilon) -> None:
+    found = DiffusionModel.load(tiny_epsilon).timesteps(500, torch.Generator().manual_seed(0), 0.3, 0.95)
+    assert (int(found.min()) >= 300, int(found.max()) < 950, len(found.unique()) > 200) == (True, True, True)
+
+
+def test_a_decaying_rate_falls_along_a_line() -> None:
+    """AdamW's first steps under a constant gradient move by the rate itself."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    seen = []
+    finetune(
+        [weight], lambda step: seen.append(weight.item()) or weight.sum(), steps=4, rate=0.4, weight_decay=0, decay=True, description=""
+    )
+    moved = [before - after for before, after in zip(seen, [*seen[1:], weight.item()], strict=True)]
+    assert moved == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=1e-4)
 
 
 def test_sampling_is_the_pipeline_of_diffusers(tiny_base) -> None:
