@@ -186,7 +186,12 @@ def main() -> None:
         if record["cell"]["bystanders"] is None:
             found = score(record)
             groups[found.method, found.variant].append(found)
-    commands = "persbench run " + " ".join(f"--method {m}" for m in METHODS if (m, "") in groups) + " --attack lora --subjects all"
+    everyone = set(Avatars().subject_lists()["all"])
+    measured = {m: {found.subject for found in groups[m, ""]} for m in METHODS if (m, "") in groups}
+    commands = "\n".join(
+        f"persbench run --method {m} --attack lora --subjects {'all' if names == everyone else ','.join(sorted(names))}"
+        for m, names in measured.items()
+    )
     ablations = ablation_table(groups)
     parts = [
         INTRO.format(disclaimer=Avatars.disclaimer, commands=commands, report=report_table()),
