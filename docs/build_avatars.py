@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from persbench.leaderboard.aggregate import Score, line, read_records, score
-from persbench.leaderboard.terminal import interval, number
+from persbench.leaderboard.terminal import interval, number, percent
 from PIL import Image, ImageDraw
 
 from persbench import pictures
@@ -89,11 +89,11 @@ def main_table(groups: dict[tuple[str, str], list[Score]]) -> str:
             "method",
             "subjects",
             "protection",
+            "still shown",
             "bystanders keep",
             "leak",
             "control",
             "floor",
-            "detected",
             "alignment",
             "class prompts right",
             "seconds",
@@ -103,12 +103,13 @@ def main_table(groups: dict[tuple[str, str], list[Score]]) -> str:
         scores = groups.get((method, ""))
         if scores:
             total = line(method, "lora", scores)
-            means = ("leak", "control", "floor", "detected", "alignment", "prior_class")
+            means = ("leak", "control", "floor", "alignment", "prior_class")
             rows.append(
                 [
                     f"`{method}`",
                     str(len({each.subject for each in scores})),
                     interval(total.protection),
+                    percent(total.means["shown"]),
                     interval(total.bystanders),
                     *(number(total.means[name]) for name in means),
                     number(total.means["protect_seconds"], 0),
@@ -119,7 +120,7 @@ def main_table(groups: dict[tuple[str, str], list[Score]]) -> str:
 
 def ablation_table(groups: dict[tuple[str, str], list[Score]]) -> str:
     """Variants of the PersGuard methods, beside the standard one on the same subjects."""
-    rows = [["method", "changed", "subjects", "protection", "bystanders keep", "class prompts right"]]
+    rows = [["method", "changed", "subjects", "protection", "still shown", "bystanders keep", "class prompts right"]]
     for (method, variant), scores in sorted(groups.items()):
         if not variant or not method.startswith("persguard"):
             continue
@@ -129,7 +130,7 @@ def ablation_table(groups: dict[tuple[str, str], list[Score]]) -> str:
             entry = line(method, "lora", found) if found else None
             row = [f"`{method}`", label, str(len(found))]
             if entry and row not in [r[:3] for r in rows]:
-                rows.append([*row, interval(entry.protection), interval(entry.bystanders), number(entry.means["prior_class"])])
+                rows.append([*row, interval(entry.protection), percent(entry.means["shown"]), interval(entry.bystanders), number(entry.means["prior_class"])])
     return markdown(rows) if len(rows) > 1 else ""
 
 

@@ -30,6 +30,7 @@ class Score:
     protection: float | None
     void: bool
     judges: Mapping[str, float | None]  # protection by each judge alone
+    shown: float | None  # share of the adversary's pictures that every judge finds nearer to the control than to the floor
     bystanders: Mapping[str, float | None]  # share of undefended personalization that each keeps; None: void
     detected: float | None
     alignment: float | None
@@ -82,12 +83,27 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     def mean(metric: str, label: str) -> float | None:
         return _mean(values.get((metric, label), ()))
 
-    def similarity(label: str) -> float | None:
-        each = [mean(f"identity:{judge}", label) for judge in judges]
+    def clipped(judge: str, prefix: str, label: str) -> float | None:
+        # A picture less like the subject than strangers are by chance must not offset another that shows the subject.
+        found, least = values.get((f"identity:{judge}", prefix + label)), mean(f"identity:{judge}", f"{prefix}floor")
+        return _mean(max(value, least) for value in found) if found and least is not None else None
+
+    def similarity(label: str, prefix: str = "") -> float | None:
+        each = [clipped(judge, prefix, label) for judge in judges]
         return None if None in each or not each else _mean(each)
 
+    def shown() -> float | None:
+        found = []
+        for judge in judges:
+            control, floor = mean(f"identity:{judge}", "control"), mean(f"identity:{judge}", "floor")
+            pictures = values.get((f"identity:{judge}", "attacked"))
+            if control is None or floor is None or not pictures:
+                return None
+            found.append([value > (control + floor) / 2 for value in pictures])
+        return _mean(all(votes) for votes in zip(*found, strict=True)) if len({len(votes) for votes in found}) == 1 else None
+
     def kept(bystander: str) -> float | None:
-        now, control, floor = (similarity(f"bystander:{bystander}:{label}") for label in ("attacked", "control", "floor"))
+        now, control, floor = (similarity(label, f"bystander:{bystander}:") for label in ("attacked", "control", "floor"))
         lost = _subtract_ratio(now, control, floor, margin)
         return None if lost is None else 1 - lost
 
@@ -95,7 +111,7 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     names = sorted({label.split(":")[1] for _, label in values if label.startswith("bystander:")})
     priors = sorted({label for _, label in values if label.startswith("prior:")})
     by_judge = {
-        judge: _subtract_ratio(*(mean(f"identity:{judge}", label) for label in ("attacked", "control", "floor")), margin)
+        judge: _subtract_ratio(*(clipped(judge, "", label) for label in ("attacked", "control", "floor")), margin)
         for judge in judges
     }
     spent = record["stages"].get("protect", {})
@@ -111,6 +127,7 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
         protection=_subtract_ratio(leak, control, floor, margin),
         void=control is not None and floor is not None and control - floor < margin,
         judges=by_judge,
+        shown=shown(),
         bystanders={bystander: kept(bystander) for bystander in names},
         detected=mean("detected", "attacked"),
         alignment=mean("alignment", "attacked"),
@@ -145,7 +162,7 @@ class Line:
 
 
 _MEANS = (
-    "leak control floor detected alignment control_alignment linf_levels psnr lpips prior_class prior_lpips protect_seconds peak_mib"
+    "leak control floor shown detected alignment control_alignment linf_levels psnr lpips prior_class prior_lpips protect_seconds peak_mib"
 ).split()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,16 +19,24 @@ if TYPE_CHECKING:
     from persbench.cli.run import Result
 
 
+WIDE = 116  # columns of a terminal that has room for the columns that say more
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0 makes -0.0 a plain 0.0
 
 
 def interval(value: Interval | None) -> str:
     """Mean and interval: "0.83 [0.71, 0.92]"."""
     if value is None:
         return "–"
-    return f"{value.mean:.2f}" + (f" [{value.low:.2f}, {value.high:.2f}]" if value.subjects > 1 else "")
+    return number(value.mean) + (f" [{number(value.low)}, {number(value.high)}]" if value.subjects > 1 else "")
+
+
+def percent(value: float | None) -> str:
+    """A share as "38%", or a dash."""
+    return "–" if value is None else f"{100 * value:.0f}%"
 
 
 def verdict(mean: float) -> str:
@@ -36,60 +45,56 @@ def verdict(mean: float) -> str:
     return f"[{colour}]{word}[/]"
 
 
-def print_run(console: Console, results: Sequence[Result], output: Path) -> None:
-    """The table at the end of a run, and where everything lies."""
-    scores: list[tuple[Result, Score | None]] = [(r, score(r.record, r.path.name) if r.record and r.path else None) for r in results]
-    table = Table(title="How well did the protection hold?", title_justify="left", caption_justify="left")
-    for heading in ("method", "attack", "subject"):
-        table.add_column(heading)
-    for heading in ("protection", "", "leak", "control", "floor", "bystanders keep", "class prompts right", "photo change"):
-        table.add_column(heading, justify="right" if heading else "left")
+def run_table(title: str, scores: Sequence[tuple[Result, Score | None]]) -> Table:
+    """One line for each subject; readable in 80 columns."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("subject")
+    for heading in ("protection", "leak", "control", "floor", "shown", "others keep", "class prompts", "photos change by"):
+        table.add_column(heading, justify="right", no_wrap=" " not in heading)
     for result, each in scores:
-        cell = result.cell
         if each is None:
-            table.add_row(cell.method, cell.attack, cell.subject, "[red]error[/]", *[""] * 7)
+            table.add_row(result.cell.subject, "[red]error[/]", *[""] * 7)
             continue
         shares = [share for share in each.bystanders.values() if share is not None]
-        changed = f"{each.linf_levels:.0f} levels" if each.linf_levels else "none"
+        held = "–" if each.protection is None else f"{number(each.protection)} {verdict(each.protection)}"
         table.add_row(
-            each.method,
-            each.attack,
             each.subject,
-            "void" if each.void else number(each.protection),
-            "control did not learn" if each.void else "" if each.protection is None else verdict(each.protection),
+            "void" if each.void else held,
             number(each.leak),
             number(each.control),
             number(each.floor),
+            percent(each.shown),
             number(sum(shares) / len(shares) if shares else None),
-            number(each.prior_class),
-            changed,
+            percent(each.prior_class),
+            f"{each.linf_levels:.0f} levels" if each.linf_levels else "nothing",
         )
-    groups: dict[tuple[str, str], list[Score]] = {}
-    for _, each in scores:
-        if each is not None:
-            groups.setdefault((each.method, each.attack), []).append(each)
+    if any(each and each.void for _, each in scores):
+        table.caption = "void: the undefended control did not learn the subject, so nothing can be said."
+    return table
+
+
+def print_run(console: Console, results: Sequence[Result], output: Path) -> None:
+    """The tables at the end of a run, one for each method and attack, and where everything lies."""
+    scores: list[tuple[Result, Score | None]] = [(r, score(r.record, r.path.name) if r.record and r.path else None) for r in results]
+    groups: dict[tuple[str, str], list[tuple[Result, Score | None]]] = {}
+    for result, each in scores:
+        groups.setdefault((result.cell.method, result.cell.attack), []).append((result, each))
     for (method, attack), found in groups.items():
-        if len(found) > 1:
-            total = line(method, attack, found)
-            table.add_section()
-            mean = total.protection.mean if total.protection else None
-            table.add_row(
-                f"[bold]{method}",
-                attack,
-                f"[bold]{len(found)} subjects",
-                f"[bold]{interval(total.protection)}",
-                verdict(mean) if mean is not None else "",
-                number(total.means["leak"]),
-                number(total.means["control"]),
-                number(total.means["floor"]),
-                interval(total.bystanders),
-                number(total.means["prior_class"]),
-                "",
+        console.print(run_table(f"How well did {method} hold under {attack}?", found))
+        valid = [each for _, each in found if each is not None]
+        if len(valid) > 1:
+            total = line(method, attack, valid)
+            held = f"{interval(total.protection)} {verdict(total.protection.mean)}" if total.protection else "–"
+            console.print(
+                f"[bold]{len(valid)} subjects:[/] protection {held} · still shown in {percent(total.means['shown'])} of the pictures"
+                f" · bystanders keep {interval(total.bystanders)}\n",
+                highlight=False,
             )
-    console.print(table)
     console.print(
-        "protection: 0 no help, 1 as if the photos had never been seen. leak, control, floor: identity similarity of what the\n"
-        "adversary gets, gets without protection, and gets without the photos. bystanders keep: share of undefended personalization.",
+        "protection: 0 no help, 1 as if the photos had never been seen (in brackets: 95% interval over subjects).\n"
+        "leak, control, floor: identity similarity of what the adversary gets, gets without protection, gets without the photos.\n"
+        "shown: share of the adversary's pictures that show the subject. others keep: share of undefended personalization that is left\n"
+        "for people who are not protected.",
         style="dim",
         highlight=False,
     )
@@ -109,37 +114,31 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
 
 def print_leaderboard(console: Console, lines: Sequence[Line], disclaimers: Sequence[str]) -> None:
     """The ranked lines."""
-    table = Table(title="persbench leaderboard", title_justify="left")
+    table = Table(title="persbench leaderboard", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right")
-    for heading in (
-        "method",
-        "attack",
-        "protection [95%]",
-        "bystanders keep",
-        "leak",
-        "control",
-        "alignment",
-        "class prompts",
-        "PSNR",
-        "seconds",
-        "flags",
-    ):
-        table.add_column(heading)
+    wide = console.width >= WIDE
+    for heading in ("method", "attack"):
+        table.add_column(heading, no_wrap=heading == "method", min_width=9)
+    for heading in ("protection", "shown", "bystanders keep", *(("alignment", "class prompts", "PSNR", "seconds") if wide else ())):
+        table.add_column(heading, justify="right", no_wrap=heading in ("protection", "shown") or (wide and heading[0] == "b"))
+    table.add_column("flags")
     for place, each in enumerate(lines, 1):
         means = each.means
         flags = [*each.flags, *([f"{each.errors} with errors"] if each.errors else [])]
+        more = (
+            number(means["alignment"]),
+            percent(means["prior_class"]),
+            number(means["psnr"], 1) if means["linf_levels"] else "–",
+            number(means["protect_seconds"], 0),
+        )
         table.add_row(
             str(place),
             each.method,
             each.attack,
             interval(each.protection),
-            interval(each.bystanders),
-            number(means["leak"]),
-            number(means["control"]),
-            number(means["alignment"]),
-            number(means["prior_class"]),
-            number(means["psnr"], 1),
-            number(means["protect_seconds"], 0),
+            percent(means["shown"]),
+            interval(each.bystanders) if wide else number(each.bystanders.mean if each.bystanders else None),
+            *(more if wide else ()),
             ", ".join(flags),
         )
     console.print(table)

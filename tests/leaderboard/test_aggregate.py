@@ -38,11 +38,21 @@ def record(method: str = "m", subject: str = "ada", attack: str = "lora", leak: 
 
 def test_scores_by_hand() -> None:
     found = score(record())
-    assert (found.leak, found.control, found.floor) == pytest.approx((0.2, 0.6, 0.1))
-    assert found.protection == pytest.approx(0.8)
-    assert found.bystanders == {"petra": pytest.approx(0.8)}
+    # Floor: pictures of 0.05 and 0.15 with mean 0.1; the lower one counts as the mean.
+    assert (found.leak, found.control, found.floor) == pytest.approx((0.2, 0.6, 0.125))
+    assert found.protection == pytest.approx(0.4 / 0.475)
+    assert found.shown == 0
+    assert found.bystanders == {"petra": pytest.approx(1 - 0.1 / 0.475)}
     assert not found.void
     assert found.protect_seconds == 3.0
+
+
+def test_a_picture_unlike_the_subject_cannot_hide_one_that_shows_her() -> None:
+    split = {"metric": "", "set": "attacked", "error": ""}
+    rows = [split | {"metric": f"identity:{judge}", "index": i, "value": v} for judge in "ab" for i, v in ((2, -0.9), (3, 0.6))]
+    found = score(record(rows=rows))
+    assert found.leak == pytest.approx((0.15 + 0.25 + 0.1 + 0.6) / 4)  # not (0.15 + 0.25 - 0.9 + 0.6) / 4
+    assert found.shown == pytest.approx(1 / 4)
 
 
 def test_a_control_that_did_not_learn_is_void_not_good() -> None:
@@ -55,7 +65,7 @@ def test_error_rows_are_errors_never_scores() -> None:
     found = score(record(rows=[{"metric": "alignment", "set": "", "index": 0, "value": None, "error": "MemoryError: no"}]))
     assert found.errors == ("MemoryError: no",)
     assert found.alignment is None
-    assert found.protection == pytest.approx(0.8)
+    assert found.protection == pytest.approx(0.4 / 0.475)
 
 
 def test_ranking_is_by_protection_and_the_worst_case_is_per_subject() -> None:
@@ -72,9 +82,9 @@ def test_ranking_is_by_protection_and_the_worst_case_is_per_subject() -> None:
     ]  # fmt: skip
     worst = lines[2].protection
     assert worst is not None
-    assert worst.mean == pytest.approx((0.4 + 0.8) / 2)
+    assert worst.mean == pytest.approx((0.2 + 0.4) / 0.475 / 2)
     assert lines[0].protection is not None
-    assert lines[0].protection.mean == pytest.approx(0.9)
+    assert lines[0].protection.mean == pytest.approx((0.475 + 0.4) / 0.475 / 2)
 
 
 def test_variants_of_a_method_are_lines_of_their_own() -> None:
@@ -101,7 +111,7 @@ def test_page_escapes_what_comes_from_records(tmp_path) -> None:
 def test_terminal_shows_every_line() -> None:
     stream = StringIO()
     print_leaderboard(Console(file=stream, width=200), rank([score(record())]), ["not SD numbers"])
-    assert "0.80" in stream.getvalue()
+    assert "0.84" in stream.getvalue()
     assert "not SD numbers" in stream.getvalue()
 
 
