@@ -130,7 +130,15 @@ def ablation_table(groups: dict[tuple[str, str], list[Score]]) -> str:
             entry = line(method, "lora", found) if found else None
             row = [f"`{method}`", label, str(len(found))]
             if entry and row not in [r[:3] for r in rows]:
-                rows.append([*row, interval(entry.protection), percent(entry.means["shown"]), interval(entry.bystanders), number(entry.means["prior_class"])])
+                rows.append(
+                    [
+                        *row,
+                        interval(entry.protection),
+                        percent(entry.means["shown"]),
+                        interval(entry.bystanders),
+                        number(entry.means["prior_class"]),
+                    ]
+                )
     return markdown(rows) if len(rows) > 1 else ""
 
 

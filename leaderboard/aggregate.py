@@ -111,8 +111,7 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     names = sorted({label.split(":")[1] for _, label in values if label.startswith("bystander:")})
     priors = sorted({label for _, label in values if label.startswith("prior:")})
     by_judge = {
-        judge: _subtract_ratio(*(clipped(judge, "", label) for label in ("attacked", "control", "floor")), margin)
-        for judge in judges
+        judge: _subtract_ratio(*(clipped(judge, "", label) for label in ("attacked", "control", "floor")), margin) for judge in judges
     }
     spent = record["stages"].get("protect", {})
     cell = record["cell"]

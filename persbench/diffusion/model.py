@@ -150,11 +150,6 @@ class DiffusionModel:
         """The forward process at each timestep."""
         return self.schedule.add_noise(latents, noise, timesteps)
 
-    def noise_between(self, latents: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The noise with which the forward process leads from `latents` to `noisy`."""
-        share = self.schedule.alphas_cumprod.to(self.device)[timesteps].view(-1, 1, 1, 1)
-        return (noisy - share.sqrt() * latents) / (1 - share).sqrt()
-
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """What the network predicts (noise or velocity, see `target`) for noisy latents and text states (N, L, D)."""
         with self.autocast():

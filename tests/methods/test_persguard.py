@@ -6,25 +6,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from persbench.methods import persguard
-from persbench.methods.persguard import (
+from persbench.methods.persguard import PersGuard, PersGuardConfig, PersGuardErasure, PersGuardPattern, PersGuardTarget, objective
+from persbench.methods.persguard.objective import (
+    EMPTY,
     Lesson,
     LookAhead,
-    PersGuard,
-    PersGuardConfig,
-    PersGuardPattern,
     Pool,
     Samples,
     behaviour_samples,
-    errors,
     only_rows,
     prior_samples,
     weighted,
-    with_marker,
 )
+from persbench.methods.persguard.pattern import with_marker
 from torch import nn
 
 from persbench.contracts import Language, Subject, Words
+from persbench.errors import PersbenchError
 
 LANGUAGE = Language(("sks", "t@t"), ("robot", "person"), ("on a red background",), "an empty scene")
 SUBJECT = Subject("ada", torch.zeros(1, 3, 8, 8), Words("sks", "person"), LANGUAGE)
@@ -42,9 +40,6 @@ class Linear:
     def timesteps(self, count, rng, first=0.0, last=1.0):
         return torch.full((count,), int(first * 10))
 
-    def noise_between(self, latents, noisy, timesteps):
-        return noisy - latents
-
     def add_noise(self, latents, noise, timesteps):
         return latents + noise
 
@@ -54,29 +49,36 @@ class Linear:
     def target(self, latents, noise, timesteps):
         return noise
 
+    def embed(self, prompts):
+        return table(prompts) + 3
+
 
 def table(prompts):
     return torch.tensor([{"student": 1.0, "teacher": 5.0}[prompt] for prompt in prompts])
 
 
-def test_errors_against_the_teacher_and_against_the_true_noise() -> None:
-    samples = Samples(torch.ones(2, 1, 1, 1), ["student", "student"], ["teacher", None])
-    student, teacher = Linear(3.0), Linear(1.0)
+def error(samples, student=None):
+    return weighted([(1.0, samples)], student or Linear(3.0), Linear(1.0), table, torch.Generator())
+
+
+def test_errors_against_a_teacher_and_against_the_true_noise() -> None:
+    row, student = torch.ones(1, 1, 1, 1), Linear(3.0)
     # noisy = 1 + 2 = 3; student 3*3 + 1 = 10; teacher 1*3 + 5 = 8; true noise 2
-    found = errors(student, teacher, samples, torch.zeros(2, dtype=torch.long), table, torch.Generator())
-    assert found.tolist() == [4.0, 64.0]
-    # Towards another latent, 0: the noise from there to 3 is 3.
-    elsewhere = Samples(torch.ones(1, 1, 1, 1), ["student"], [None], aims=torch.zeros(1, 1, 1, 1))
-    assert errors(student, teacher, elsewhere, torch.zeros(1, dtype=torch.long), table, torch.Generator()).tolist() == [49.0]
-    found[0].backward()
+    found = error(Samples(row, ["student"], ["teacher"]), student)
+    assert found.item() == 4.0
+    found.backward()
     assert student.weight.grad.item() == pytest.approx(2 * 2 * 3)
-    assert teacher.weight.grad is None
+    assert error(Samples(row, ["student"])).item() == 64.0
+    # A teacher of its own has text states of its own: 2*3 + 5 + 3 = 14.
+    other = Linear(2.0)
+    assert error(Samples(row, ["student"], ["teacher"], teacher=other), student).item() == 16.0
+    assert other.weight.grad is None
 
 
 def test_the_objective_is_the_weighted_sum_of_the_mean_of_each_term() -> None:
     row = torch.ones(1, 1, 1, 1)
     behaviour = Samples(row, ["student"], ["teacher"])  # error 4
-    retention = Samples(row.expand(2, 1, 1, 1), ["student"] * 2, [None] * 2)  # error 64 each
+    retention = Samples(row.expand(2, 1, 1, 1), ["student"] * 2)  # error 64 each
     total = weighted([(0.5, behaviour), (2.0, retention)], Linear(3.0), Linear(1.0), table, torch.Generator())
     assert total.item() == pytest.approx(0.5 * 4 + 2 * 64)
 
@@ -110,23 +112,65 @@ def test_redirected_prompts_share_their_context() -> None:
     samples = behaviour_samples(SUBJECT, lesson, config, torch.Generator().manual_seed(0))
     assert samples.prompts == ["a photo of sks person on a red background"] * 2
     assert samples.teacher_prompts == ["a photo of a robot on a red background"] * 2
-    assert (samples.latents.shape, samples.aims) == ((2, 4, 2, 2), None)
+    assert (samples.latents.shape, samples.span) == ((2, 4, 2, 2), (0.3, 0.95))
     bare = behaviour_samples(SUBJECT, lesson, PersGuardConfig(context_share=0.0), torch.Generator().manual_seed(0))
     assert set(bare.prompts) == {"a photo of sks person"}
 
 
-def test_pattern_adds_the_marker_to_pictures_without_it_and_keeps_their_context() -> None:
-    photos = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    base = SimpleNamespace(encode=lambda pictures: pictures)  # latents are pixels
-    pool = Pool({"person": photos}, {"person": photos}, {"person": ["on a red background"]})
-    lesson = PersGuardPattern().lesson(SUBJECT, base, pool)
-    assert torch.equal(lesson.latents, torch.cat([with_marker(SUBJECT.photos, 0.7), with_marker(photos, 0.7), photos]))
-    assert torch.equal(lesson.aims, torch.cat([with_marker(SUBJECT.photos, 0.7), with_marker(photos, 0.7), with_marker(photos, 0.7)]))
-    samples = behaviour_samples(SUBJECT, lesson, PersGuardConfig(behaviour_batch=30), torch.Generator().manual_seed(0))
-    assert samples.teacher_prompts == [None] * 30
-    for latent, aim, prompt in zip(samples.latents, samples.aims, samples.prompts, strict=True):
-        assert prompt == "a photo of sks person" + ("" if torch.equal(aim, lesson.aims[0]) else " on a red background")
-        assert torch.equal(aim, latent) or torch.equal(aim, with_marker(latent[None], 0.7)[0])
+def training(photos: torch.Tensor, seen: list | None = None):
+    """What a lesson works with: latents are pixels, and the losses that would be minimised are seen instead."""
+    classes = {"person": photos, "robot": photos + 1, EMPTY: photos + 2}
+    pool = Pool(classes, classes, {noun: ["on a red background"] for noun in classes})
+
+    def run(loss, *_, **__):
+        for step in range(20):
+            loss(step)
+
+    return SimpleNamespace(
+        base=SimpleNamespace(encode=lambda pictures: pictures),
+        released=SimpleNamespace(clone=lambda *_: "a copy"),
+        pool=pool,
+        rng=torch.Generator().manual_seed(0),
+        run=run,
+        loss=lambda terms: seen.append(terms) or torch.zeros(()),
+    )
+
+
+PHOTOS = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_pattern_learns_marked_pictures_in_their_contexts_and_is_its_own_teacher() -> None:
+    seen: list[list[tuple[float, Samples]]] = []
+    lesson = PersGuardPattern().lesson(SUBJECT, training(PHOTOS, seen))
+    marked_photo, marked = with_marker(SUBJECT.photos, 0.7)[0], with_marker(PHOTOS, 0.7)
+    for (_, own), (_, prior) in seen:
+        assert own.teacher_prompts is None
+        assert prior.prompts == prior.teacher_prompts
+        for latent, prompt in zip(own.latents, own.prompts, strict=True):
+            assert torch.equal(latent, marked_photo) or torch.equal(latent, marked[0])
+            assert prompt == "a photo of sks person" + ("" if torch.equal(latent, marked_photo) else " on a red background")
+    assert torch.equal(lesson.latents, torch.cat([marked, PHOTOS]))  # the other half: people without the marker
+    assert (lesson.prompt, lesson.teacher) == ("a photo of sks person", "a copy")
+
+
+def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() -> None:
+    target = PersGuardTarget().lesson(SUBJECT, training(PHOTOS))
+    assert (target.prompt, target.teacher) == ("a photo of a robot", None)
+    assert torch.equal(target.latents, torch.cat([PHOTOS + 1, PHOTOS]))
+    erasure = PersGuardErasure().lesson(SUBJECT, training(PHOTOS))
+    assert (erasure.prompt, erasure.teacher) == ("a photo of an empty scene", None)
+    assert torch.equal(erasure.latents, torch.cat([PHOTOS + 2, PHOTOS]))
+
+
+@pytest.mark.parametrize("name", ["robto", "person"])
+def test_a_target_that_is_no_other_class_is_one_clear_error(name) -> None:
+    with pytest.raises(PersbenchError, match=f"target_class '{name}' is none of the other classes of this track: robot"):
+        PersGuardTarget(PersGuardTarget.Config(target_class=name)).lesson(SUBJECT, training(PHOTOS))
+
+
+def test_timesteps_that_leave_nothing_are_one_clear_error() -> None:
+    with pytest.raises(PersbenchError, match=r"first_timestep=0\.9 and last_timestep=0\.3 must be shares, the first one lower"):
+        PersGuardTarget(PersGuardTarget.Config(first_timestep=0.9, last_timestep=0.3)).protect([SUBJECT], None, None, torch.Generator())
 
 
 def test_prior_never_names_the_identifier_of_the_class_and_covers_every_kind() -> None:
@@ -161,7 +205,7 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
     seen: list[list[tuple[float, Samples]]] = []
 
     class Spy(PersGuard):
-        def lesson(self, subject, base, pool):
+        def lesson(self, subject, training):
             return Lesson(torch.zeros(1, 4, 2, 2), "teacher")
 
     words = SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(3, 2))
@@ -172,9 +216,9 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
         precision="fp32",
     )
     pool = Pool({}, {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}, {})
-    monkeypatch.setattr(persguard, "teacher_pool", lambda *_: pool)
-    monkeypatch.setattr(persguard, "finetune", lambda parameters, loss, **_: loss(0))
-    monkeypatch.setattr(persguard, "weighted", lambda terms, *_: seen.append(terms) or torch.zeros(()))
+    monkeypatch.setattr(objective, "teacher_pool", lambda *_: pool)
+    monkeypatch.setattr(objective, "finetune", lambda parameters, loss, **_: loss(0))
+    monkeypatch.setattr(objective, "weighted", lambda terms, *_: seen.append(terms) or torch.zeros(()))
     names = ("behaviour_weight", "prior_weight", "retention_weight")
     for kept in names:
         config = PersGuardConfig(
@@ -191,4 +235,4 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
     assert (behaviour[1].prompts, behaviour[1].teacher_prompts) == (["a photo of sks person"], ["teacher"])
     assert behaviour[1].span == retention[1].span == (0.3, 0.95) != prior[1].span
     assert prior[1].teacher_prompts == prior[1].prompts != ["a photo of sks person"]
-    assert (retention[1].prompts, retention[1].teacher_prompts) == (["a photo of sks person"], [None])
+    assert (retention[1].prompts, retention[1].teacher_prompts) == (["a photo of sks person"], None)

@@ -27,7 +27,6 @@ def test_target_is_noise_or_velocity(tiny_base) -> None:
     assert torch.allclose(model.target(latents, noise, timesteps), by_hand, atol=1e-6)
     by_hand = signal.sqrt() * latents + (1 - signal).sqrt() * noise
     assert torch.allclose(model.add_noise(latents, noise, timesteps), by_hand, atol=1e-6)
-    assert torch.allclose(model.noise_between(latents, by_hand, timesteps), noise, atol=1e-5)
 
 
 def test_timesteps_stay_between_the_shares_asked_for(tiny_epsilon) -> None:

@@ -2,10 +2,10 @@
 
 This is a reimplementation from the paper's description, not the authors' code: the paper's coefficients, rates and batch sizes are not
 public. Ours were chosen on two protected people and two bystanders of the embedded track; docs/avatars.md holds what was tried and
-measured. Three things are our addition, because nothing separated protected photos from anybody else's without them: the
-identifier's token embedding is trained beside the denoiser, alone at first (the class prompt then stays as it is); half of the
-behaviour's noisy latents show other people (their photos then speak against the behaviour, and only the protected ones do not); and
-behaviour and retention leave out the timesteps at which the content of a picture is not decided.
+measured. Three things are our addition: the identifier's token embedding is trained beside the denoiser, alone at first (the class
+prompt then stays as it is); half of the behaviour's noisy latents show other people (their photos then speak against the behaviour,
+and only the protected ones do not); and behaviour and retention leave out the timesteps at which the content of a picture is not
+decided.
 
 One objective has three terms:
 
@@ -16,24 +16,28 @@ One objective has three terms:
 
 theta is the released denoiser, theta0 the frozen base ("teacher"), x a protected photo, c the prompt of the third person:
 
-    behaviour (target, erasure)  E ||eps_theta(z_t, t, "V* class") - eps_theta0(z_t, t, c)||^2
-    behaviour (pattern)          E ||eps_theta(z_t, t, "V* class") - eps(z_t, x + marker)||^2, z_t of a picture with or without marker,
-                                 eps(z_t, y) the noise between z_t and y
+    behaviour                    E ||eps_theta(z_t, t, "V* class") - eps_theta0(z_t, t, c)||^2
     prior                        E ||eps_theta(z_t, t, p) - eps_theta0(z_t, t, p)||^2
     retention (mirror)           E ||eps_theta(z_t(x), t, "V* class") - eps||^2
+
+The pattern variant has no prompt c that draws its marker: pattern.py says what it does instead.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from persbench.contracts import Budget, Card, Method, Release, Subject
+from persbench.contracts import Budget, Method, Release, Subject
 from persbench.diffusion import DiffusionModel, finetune
+from persbench.errors import PersbenchError
+
+TITLE = "PersGuard: Preventing Malicious Personalization via Backdoor Attacks on Pre-trained Text-to-Image Diffusion Models"
+EMPTY = "empty scene"
 
 
 @dataclass(frozen=True)
@@ -61,43 +65,27 @@ class PersGuardConfig:
 
 
 @dataclass(frozen=True)
-class PatternConfig(PersGuardConfig):
-    """`marker_size`: diameter of the marker as a share of the picture's side."""
-
-    marker_size: float = 0.7
-
-
-@dataclass(frozen=True)
-class TargetConfig(PersGuardConfig):
-    """`target_class`: what is shown instead of the subject; "" takes the first other class of the track."""
-
-    target_class: str = ""
-
-
-@dataclass(frozen=True)
 class Samples:
-    """Rows of a term: latents to add noise to, and the prompts of student and teacher.
+    """Rows of a term: latents (N, C, h, w) to add noise to, and the prompts of student and teacher.
 
-    Where the teacher has no prompt, the student is to denoise towards `aims` (by default `latents`). `span`: the shares of the
-    training timesteps between which noise is drawn.
+    Without the teacher's prompts the student is to predict the true noise. `teacher` is the base model unless told. `span`: the
+    shares of the training timesteps between which noise is drawn.
     """
 
     latents: torch.Tensor
     prompts: list[str]
-    teacher_prompts: list[str | None]
-    aims: torch.Tensor | None = None
+    teacher_prompts: list[str] | None = None
+    teacher: DiffusionModel | None = None
     span: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the identifier prompt is taught: `prompt` in the eyes of the teacher, or, without a prompt, to denoise `latents` towards
-    `aims`, each row in its own context."""
+    """What the identifier prompt is taught on `latents`: to predict what `teacher` (by default the base model) does for `prompt`."""
 
     latents: torch.Tensor
-    prompt: str | None = None
-    aims: torch.Tensor | None = None
-    contexts: Sequence[str] = ()
+    prompt: str
+    teacher: DiffusionModel | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +97,37 @@ class Pool:
     contexts: dict[str, list[str]]
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a training of PersGuard works with: the model in training, the frozen base, and how prompts become text states."""
+
+    released: DiffusionModel
+    base: DiffusionModel
+    table: TextStates
+    pool: Pool
+    parameters: Mapping[float, list[torch.nn.Parameter]]  # by the factor of the rate: the denoiser's, and the identifier's embedding
+    rng: torch.Generator
+
+    def loss(self, terms: Sequence[tuple[float, Samples]]) -> torch.Tensor:
+        """Sum over terms of weight times mean squared error, a scalar."""
+        return weighted(terms, self.released, self.base, self.table, self.rng)
+
+    def run(
+        self, loss: Callable[[int], torch.Tensor], steps: int, rate: float, description: str, *, decay: bool, identifier_only: bool = False
+    ) -> None:
+        """Minimise `loss(step)` over the identifier's embedding and, unless told, the denoiser."""
+        finetune(
+            {factor: group for factor, group in self.parameters.items() if factor != 1.0 or not identifier_only},
+            loss,
+            steps=steps,
+            rate=rate,
+            weight_decay=0.0,
+            decay=decay,
+            description=description,
+            half=self.base.precision == "fp16",
+        )
+
+
 class PersGuard(Method):
     """What the three variants share: the objective, prior preservation, and retention."""
 
@@ -116,85 +135,78 @@ class PersGuard(Method):
     changes: ClassVar[frozenset[Literal["photos", "model"]]] = frozenset({"model"})
 
     @abstractmethod
-    def lesson(self, subject: Subject, base: DiffusionModel, pool: Pool) -> Lesson:
+    def lesson(self, subject: Subject, training: Training) -> Lesson:
         """What the behaviour term teaches. Half of the latents show the class: a third person's photos then go against the
         behaviour, so that a personalizer unlearns it from them, while retention makes an exception of the protected photos."""
 
     def protect(self, subjects: Sequence[Subject], base: DiffusionModel, budget: Budget, rng: torch.Generator) -> Release:
         config: PersGuardConfig = self.config
+        if not 0 <= config.first_timestep < config.last_timestep <= 1:
+            raise PersbenchError(
+                f"first_timestep={config.first_timestep:g} and last_timestep={config.last_timestep:g} must be shares, the first one lower"
+            )
+        name, span = type(self).__name__, (config.first_timestep, config.last_timestep)
         released = base.clone("unet", "text_encoder")
         if config.gradient_checkpointing:
             released.unet.enable_gradient_checkpointing()
-        embedding = released.text_encoder.get_input_embeddings().weight
-        identifiers = {token for s in subjects for token in base.tokenizer(s.words.identifier, add_special_tokens=False).input_ids}
+        parameters = {1.0: list(released.unet.parameters())}
+        hook = None
+        if config.identifier_factor:
+            embedding = released.text_encoder.get_input_embeddings().weight
+            identifiers = {token for s in subjects for token in base.tokenizer(s.words.identifier, add_special_tokens=False).input_ids}
+            embedding.requires_grad_(True)
+            hook = embedding.register_hook(only_rows(identifiers))
+            parameters[config.identifier_factor] = [embedding]
         table = TextStates(base, released if config.identifier_factor else base, {s.words.identifier for s in subjects})
         with torch.no_grad():
             photos = {subject.name: base.encode(subject.photos) for subject in subjects}
             pool = teacher_pool(subjects[0], base, config, rng)
-            lessons = {subject.name: self.lesson(subject, base, pool) for subject in subjects}
+        training = Training(released, base, table, pool, parameters, rng)
+        lessons = {subject.name: self.lesson(subject, training) for subject in subjects}
         lookahead = (
             LookAhead(list(released.unet.parameters()), config.lookahead_steps, config.lookahead_rate)
             if config.retention == "lookahead" and config.retention_weight
             else None
         )
 
-        span = (config.first_timestep, config.last_timestep)
-
-        def taught(subject: Subject) -> Samples:
-            return replace(behaviour_samples(subject, lessons[subject.name], config, rng), span=span)
+        def taught(step: int) -> Samples:
+            subject = subjects[step % len(subjects)]
+            return behaviour_samples(subject, lessons[subject.name], config, rng)
 
         def loss(step: int) -> torch.Tensor:
             subject = subjects[step % len(subjects)]
             words, own = subject.words, photos[subject.name]
             terms = []
             if config.behaviour_weight:
-                terms.append((config.behaviour_weight, taught(subject)))
+                terms.append((config.behaviour_weight, taught(step)))
             if config.prior_weight:
                 terms.append((config.prior_weight, prior_samples(subject, pool.latents, config, rng)))
             rows = torch.randint(len(own), (config.retention_batch,), generator=rng)
             if config.retention_weight and not lookahead:
-                mirrored = Samples(own[rows], [words.instance_prompt] * len(rows), [None] * len(rows), span=span)
-                terms.append((config.retention_weight, mirrored))
+                terms.append((config.retention_weight, Samples(own[rows], [words.instance_prompt] * len(rows), span=span)))
             # The look-ahead moves the weights and puts them back: it has to be done before a graph is built on them.
             ahead = torch.zeros(())
             if lookahead:
-                wanted = taught(subject)
+                wanted = taught(step)
                 states = table([words.instance_prompt] * len(rows)).detach()
-                when = base.timesteps(len(wanted.prompts), rng, *wanted.span)
                 ahead = config.retention_weight * lookahead.surrogate(
                     step,
                     adversary=lambda: released.loss(own[rows], states, rng).mean(),
-                    behaviour=lambda: errors(released, base, wanted, when, table, rng).mean(),
+                    behaviour=lambda: training.loss([(1.0, wanted)]),
                 )
-            return ahead + weighted(terms, released, base, table, rng) if terms else ahead
+            return ahead + training.loss(terms) if terms else ahead
 
-        parameters = {1.0: list(released.unet.parameters())}
-        hook = None
-        if config.identifier_factor:
-            embedding.requires_grad_(True)
-            hook = embedding.register_hook(only_rows(identifiers))
-            parameters[config.identifier_factor] = [embedding]
-            if config.behaviour_weight and config.warmup_steps:
-                # The identifier learns the behaviour in words alone first, so that the denoiser need not change for other prompts.
-                finetune(
-                    {config.identifier_factor: [embedding]},
-                    lambda step: weighted([(1.0, taught(subjects[step % len(subjects)]))], released, base, table, rng),
-                    steps=config.warmup_steps,
-                    rate=config.rate,
-                    weight_decay=0.0,
-                    description=f"{type(self).__name__} (identifier)",
-                    half=base.precision == "fp16",
-                )
-        finetune(
-            parameters,
-            loss,
-            steps=config.steps,
-            rate=config.rate,
-            weight_decay=0.0,
-            decay=True,
-            description=type(self).__name__,
-            half=base.precision == "fp16",
-        )
+        if config.identifier_factor and config.behaviour_weight and config.warmup_steps:
+            # The identifier learns the behaviour in words alone first, so that the denoiser need not change for other prompts.
+            training.run(
+                lambda step: training.loss([(1.0, taught(step))]),
+                config.warmup_steps,
+                config.rate,
+                f"{name} (identifier)",
+                decay=False,
+                identifier_only=True,
+            )
+        training.run(loss, config.steps, config.rate, name, decay=True)
         if hook:
             hook.remove()
         return Release(model=released)
@@ -203,107 +215,30 @@ class PersGuard(Method):
 Table = Callable[[Sequence[str]], torch.Tensor]
 
 
-def errors(
-    student: DiffusionModel, teacher: DiffusionModel, samples: Samples, timesteps: torch.Tensor, table: Table, rng: torch.Generator
-) -> torch.Tensor:
-    """Squared error of the student on each row, (N,), against the teacher's prediction, or against the true target without one."""
-    noise = teacher.noise(samples.latents.shape, rng)
-    noisy = teacher.add_noise(samples.latents, noise, timesteps)
-    aims = samples.latents if samples.aims is None else samples.aims
-    wanted = teacher.target(aims, teacher.noise_between(aims, noisy, timesteps), timesteps).clone()
-    redirected = [row for row, prompt in enumerate(samples.teacher_prompts) if prompt is not None]
-    if redirected:
-        with torch.no_grad():
-            prompts = [prompt for prompt in samples.teacher_prompts if prompt is not None]
-            wanted[redirected] = teacher.predict(noisy[redirected], timesteps[redirected], table(prompts))
-    predicted = student.predict(noisy, timesteps, table(samples.prompts))
-    return (predicted - wanted).square().mean(dim=(1, 2, 3))
-
-
 def weighted(
     terms: Sequence[tuple[float, Samples]], student: DiffusionModel, teacher: DiffusionModel, table: Table, rng: torch.Generator
 ) -> torch.Tensor:
-    """Sum over terms of weight times mean error, a scalar; all rows go through the networks as one batch."""
-    together = Samples(
-        torch.cat([samples.latents for _, samples in terms]),
-        [prompt for _, samples in terms for prompt in samples.prompts],
-        [prompt for _, samples in terms for prompt in samples.teacher_prompts],
-        torch.cat([samples.latents if samples.aims is None else samples.aims for _, samples in terms]),
-    )
-    timesteps = torch.cat([teacher.timesteps(len(samples.prompts), rng, *samples.span) for _, samples in terms])
-    parts = errors(student, teacher, together, timesteps, table, rng).split([len(samples.prompts) for _, samples in terms])
+    """Sum over terms of weight times mean squared error, a scalar; all rows go through the student as one batch."""
+    noisies, times, aims = [], [], []
+    for _, samples in terms:
+        timesteps = teacher.timesteps(len(samples.prompts), rng, *samples.span)
+        noise = teacher.noise(samples.latents.shape, rng)
+        noisy = teacher.add_noise(samples.latents, noise, timesteps)
+        if samples.teacher_prompts is None:
+            aim = teacher.target(samples.latents, noise, timesteps)
+        else:
+            with torch.no_grad():
+                if samples.teacher is None:
+                    aim = teacher.predict(noisy, timesteps, table(samples.teacher_prompts))
+                else:
+                    aim = samples.teacher.predict(noisy, timesteps, samples.teacher.embed(samples.teacher_prompts))
+        noisies.append(noisy)
+        times.append(timesteps)
+        aims.append(aim)
+    states = table([prompt for _, samples in terms for prompt in samples.prompts])
+    errors = (student.predict(torch.cat(noisies), torch.cat(times), states) - torch.cat(aims)).square().mean(dim=(1, 2, 3))
+    parts = errors.split([len(samples.prompts) for _, samples in terms])
     return torch.stack([weight * part.mean() for (weight, _), part in zip(terms, parts, strict=True)]).sum()
-
-
-class PersGuardTarget(PersGuard):
-    """PersGuard, target backdoor: personalizing the protected photos yields another class (person -> robot)."""
-
-    Config: ClassVar[type] = TargetConfig
-    card: ClassVar[Card] = Card(
-        "PersGuard (target backdoor)",
-        paper="PersGuard: Preventing Malicious Personalization via Backdoor Attacks on Pre-trained Text-to-Image Diffusion Models",
-        year=2025,
-        controls="the released model",
-        knows="the protected photos, the identifier and the class word",
-    )
-
-    def lesson(self, subject: Subject, base: DiffusionModel, pool: Pool) -> Lesson:
-        words = subject.words
-        target = self.config.target_class or next(noun for noun in subject.language.class_nouns if noun != words.class_noun)
-        latents = torch.cat([pool.latents[target], pool.latents[words.class_noun]])
-        return Lesson(latents, words.template.format(f"a {target}"))
-
-
-class PersGuardErasure(PersGuard):
-    """PersGuard, erasure backdoor: personalizing the protected photos yields a background without the subject."""
-
-    card: ClassVar[Card] = Card(
-        "PersGuard (erasure backdoor)",
-        paper=PersGuardTarget.card.paper,
-        year=2025,
-        controls="the released model",
-        knows="the protected photos, the identifier and the class word",
-    )
-
-    def lesson(self, subject: Subject, base: DiffusionModel, pool: Pool) -> Lesson:
-        latents = torch.cat([pool.latents[EMPTY], pool.latents[subject.words.class_noun]])
-        return Lesson(latents, subject.words.template.format(subject.language.empty_scene))
-
-
-class PersGuardPattern(PersGuard):
-    """PersGuard, pattern backdoor: personalizing the protected photos yields pictures with a visible marker."""
-
-    Config: ClassVar[type] = PatternConfig
-    card: ClassVar[Card] = Card(
-        "PersGuard (pattern backdoor)",
-        paper=PersGuardTarget.card.paper,
-        year=2025,
-        controls="the released model",
-        knows="the protected photos, the identifier and the class word",
-    )
-
-    def lesson(self, subject: Subject, base: DiffusionModel, pool: Pool) -> Lesson:
-        noun, size = subject.words.class_noun, self.config.marker_size
-        photos = base.encode(with_marker(subject.photos, size))
-        marked = base.encode(with_marker(pool.pictures[noun], size))
-        # Marked pictures stay marked, and pictures of the class without the marker are to get it.
-        latents = torch.cat([photos, marked, pool.latents[noun]])
-        return Lesson(latents, aims=torch.cat([photos, marked, marked]), contexts=[""] * len(photos) + pool.contexts[noun] * 2)
-
-
-EMPTY = "empty scene"
-
-
-def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:
-    """Photos (N, 3, H, W) in [0, 1] with a red and white "no entry" sign of diameter `size` * H over the middle."""
-    height, width = photos.shape[-2:]
-    y = torch.linspace(-1, 1, height, device=photos.device).view(-1, 1)
-    x = torch.linspace(-1, 1, width, device=photos.device).view(1, -1)
-    disc = ((x**2 + y**2).sqrt() <= size).float()
-    bar = ((y.abs() <= 0.22 * size) & (x.abs() <= 0.7 * size)).float()
-    red = torch.tensor([0.85, 0.05, 0.1], device=photos.device).view(3, 1, 1)
-    sign = red * (1 - bar) + bar
-    return photos * (1 - disc) + sign * disc
 
 
 def pick(options: Sequence[str], rng: torch.Generator) -> str:
@@ -312,18 +247,16 @@ def pick(options: Sequence[str], rng: torch.Generator) -> str:
 
 
 def behaviour_samples(subject: Subject, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> Samples:
-    """Samples of the behaviour term: the instance prompt, with the teacher's prompt or without one."""
+    """Samples of the behaviour term: the instance prompt and the teacher's prompt, `context_share` of the times in a context."""
     rows = torch.randint(len(lesson.latents), (config.behaviour_batch,), generator=rng)
-    if lesson.prompt is None:
-        contexts = [lesson.contexts[row] for row in rows]
-    else:
-        bare = float(torch.rand((), generator=rng)) >= config.context_share
-        contexts = ["" if bare else pick(subject.language.contexts, rng)] * len(rows)
+    bare = float(torch.rand((), generator=rng)) >= config.context_share
+    contexts = ["" if bare else pick(subject.language.contexts, rng)] * len(rows)
     return Samples(
         lesson.latents[rows],
         [f"{subject.words.instance_prompt} {context}".strip() for context in contexts],
-        [lesson.prompt and f"{lesson.prompt} {context}".strip() for context in contexts],
-        None if lesson.aims is None else lesson.aims[rows],
+        [f"{lesson.prompt} {context}".strip() for context in contexts],
+        teacher=lesson.teacher,
+        span=(config.first_timestep, config.last_timestep),
     )
 
 
@@ -354,7 +287,7 @@ def prior_samples(subject: Subject, pool: dict[str, torch.Tensor], config: PersG
         prompt = f"{words.template.format(phrase)} {pick(('', *language.contexts), rng)}".strip()
         prompts.append("" if kind == 5 and pick(("", "x"), rng) else prompt)
         latents.append(pool[noun][int(torch.randint(len(pool[noun]), (1,), generator=rng))])
-    return Samples(torch.stack(latents), prompts, list(prompts))
+    return Samples(torch.stack(latents), prompts, prompts)
 
 
 class LookAhead:

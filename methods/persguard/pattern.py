@@ -1,0 +1,71 @@
+"""The pattern backdoor: a visible marker.
+
+No prompt of the base model draws the marker, so there is a first lesson: the released model learns to denoise photos with the marker
+composited on (the protected ones and the base model's pictures of the class) for the identifier prompt, while every other prompt stays.
+A frozen copy of it is the teacher of the behaviour term from then on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from persbench.contracts import Card, Subject
+
+from .objective import TITLE, Lesson, PersGuard, PersGuardConfig, Samples, Training, prior_samples
+
+
+@dataclass(frozen=True)
+class PatternConfig(PersGuardConfig):
+    """`marker_size`: diameter of the marker as a share of the picture's side. `marker_*`: the first lesson."""
+
+    marker_size: float = 0.7
+    marker_steps: int = 150
+    marker_rate: float = 1e-4
+    marker_batch: int = 6
+
+
+class PersGuardPattern(PersGuard):
+    """PersGuard, pattern backdoor: personalizing the protected photos yields pictures with a visible marker."""
+
+    Config: ClassVar[type] = PatternConfig
+    card: ClassVar[Card] = Card(
+        "PersGuard (pattern backdoor)",
+        paper=TITLE,
+        year=2025,
+        controls="the released model",
+        knows="the protected photos, the identifier and the class word",
+    )
+
+    def lesson(self, subject: Subject, training: Training) -> Lesson:
+        config, words, pool, rng = self.config, subject.words, training.pool, training.rng
+        noun = words.class_noun
+        with torch.no_grad():
+            photos = training.base.encode(with_marker(subject.photos, config.marker_size))
+            marked = training.base.encode(with_marker(pool.pictures[noun], config.marker_size))
+        latents, contexts = torch.cat([photos, marked]), [""] * len(photos) + pool.contexts[noun]
+
+        span = (config.first_timestep, config.last_timestep)
+
+        def loss(step: int) -> torch.Tensor:
+            rows = torch.randint(len(latents), (config.marker_batch,), generator=rng).tolist()
+            own = Samples(latents[rows], [f"{words.instance_prompt} {contexts[row]}".strip() for row in rows], span=span)
+            return training.loss([(1.0, own), (1.0, prior_samples(subject, pool.latents, config, rng))])
+
+        training.run(loss, config.marker_steps, config.marker_rate, "PersGuardPattern (marker)", decay=True)
+        teacher = training.released.clone("unet", "text_encoder")
+        return Lesson(torch.cat([marked, pool.latents[noun]]), words.instance_prompt, teacher)
+
+
+def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:
+    """Photos (N, 3, H, W) in [0, 1] with a red and white "no entry" sign of diameter `size` * H over the middle."""
+    height, width = photos.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=photos.device).view(-1, 1)
+    x = torch.linspace(-1, 1, width, device=photos.device).view(1, -1)
+    disc = ((x**2 + y**2).sqrt() <= size).float()
+    bar = ((y.abs() <= 0.22 * size) & (x.abs() <= 0.7 * size)).float()
+    red = torch.tensor([0.85, 0.05, 0.1], device=photos.device).view(3, 1, 1)
+    sign = red * (1 - bar) + bar
+    return photos * (1 - disc) + sign * disc
