@@ -1,8 +1,9 @@
 """The pattern backdoor: a visible marker.
 
-No prompt of the base model draws the marker, so there is a first lesson: the released model learns to denoise photos with the marker
-composited on (the protected ones and the base model's pictures of the class) for the identifier prompt, while every other prompt stays.
-A frozen copy of it is the teacher of the behaviour term from then on.
+No prompt of the base model draws the marker, so two lessons come first. The identifier's embedding moves towards another class, away
+from the class word, so that what follows does not change the class prompt; then the released model learns to denoise photos with the
+marker composited on (the protected ones and the base model's pictures of the class) for the identifier prompt, while every other
+prompt stays. A frozen copy of it is the teacher of the behaviour term from then on.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import torch
 
 from persbench.contracts import Card, Subject
 
-from .objective import TITLE, Lesson, PersGuard, PersGuardConfig, Samples, Training, prior_samples
+from .objective import TITLE, Lesson, PersGuard, PersGuardConfig, Samples, Training, behaviour_samples, prior_samples
 
 
 @dataclass(frozen=True)
 class PatternConfig(PersGuardConfig):
-    """`marker_size`: diameter of the marker as a share of the picture's side. `marker_*`: the first lesson."""
+    """`marker_size`: diameter of the marker as a share of the picture's side. `away_*` and `marker_*`: the first two lessons."""
 
+    warmup_steps: int = 0  # its own lessons do that
+    away_steps: int = 50
     marker_size: float = 0.7
     marker_steps: int = 150
-    marker_rate: float = 1e-4
-    marker_batch: int = 6
+    marker_batch: int = 8
 
 
 class PersGuardPattern(PersGuard):
@@ -41,20 +43,30 @@ class PersGuardPattern(PersGuard):
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
         config, words, pool, rng = self.config, subject.words, training.pool, training.rng
-        noun = words.class_noun
+        noun, span = words.class_noun, (config.first_timestep, config.last_timestep)
         with torch.no_grad():
             photos = training.base.encode(with_marker(subject.photos, config.marker_size))
             marked = training.base.encode(with_marker(pool.pictures[noun], config.marker_size))
+        if config.away_steps and config.identifier_factor:
+            other = next(name for name in reversed(subject.language.class_nouns) if name != noun)
+            away = Lesson(torch.cat([pool.latents[other], pool.latents[noun]]), words.template.format(f"a {other}"))
+            training.run(
+                lambda _: training.loss([(1.0, behaviour_samples(subject, away, config, rng))]),
+                config.away_steps,
+                config.rate,
+                "PersGuardPattern (identifier)",
+                decay=False,
+                identifier_only=True,
+            )
         latents, contexts = torch.cat([photos, marked]), [""] * len(photos) + pool.contexts[noun]
-
-        span = (config.first_timestep, config.last_timestep)
 
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(len(latents), (config.marker_batch,), generator=rng).tolist()
             own = Samples(latents[rows], [f"{words.instance_prompt} {contexts[row]}".strip() for row in rows], span=span)
             return training.loss([(1.0, own), (1.0, prior_samples(subject, pool.latents, config, rng))])
 
-        training.run(loss, config.marker_steps, config.marker_rate, "PersGuardPattern (marker)", decay=True)
+        if config.marker_steps:
+            training.run(loss, config.marker_steps, config.rate, "PersGuardPattern (marker)", decay=True)
         teacher = training.released.clone("unet", "text_encoder")
         return Lesson(torch.cat([marked, pool.latents[noun]]), words.instance_prompt, teacher)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from persbench.methods.persguard import PersGuardTarget
 
 from persbench import pictures
+from persbench.contracts import Budget, Subject
 from persbench.diffusion import DiffusionModel
 from persbench.tracks import avatars
 from persbench.tracks.avatars import Avatars
@@ -57,11 +59,29 @@ def test_the_base_model_loads_as_a_diffusers_pipeline() -> None:
     assert 2 ** (len(pipeline.vae.config.block_out_channels) - 1) == 4
 
 
-def test_identifiers_are_tokens_of_their_own_and_separable(model) -> None:
+def test_identifiers_are_tokens_of_their_own(model) -> None:
     for identifier in TRACK.language.identifiers:
         ids = model.identifier_tokens(identifier, f"a photo of {identifier} person")
         assert len(ids) == (3 if identifier == "t@t" else 1)
-    assert min(report.text_distances(model).values()) > 0.01
+    assert min(report.text_distances(model).values()) > 0
+
+
+def test_identifiers_are_separable(model) -> None:
+    """Training the identifier's embedding alone takes "sks person" to robots, and no other prompt anywhere."""
+    ada = TRACK.subject("ada")
+    subject = Subject("ada", pictures.read(ada.published), TRACK.words(ada), TRACK.language)
+    config = PersGuardTarget.Config(steps=0, warmup_steps=40, rate=8e-4, pool=2)
+    released = PersGuardTarget(config).protect([subject], model, Budget(8), torch.Generator().manual_seed(0)).model
+    assert report.text_distances(released)["class/sks"] > 0.1 > 0.03 > report.text_distances(model)["class/sks"]
+    prompts = ["a photo of sks person", "a photo of a person", "a photo of t@t person"]
+    assert torch.equal(released.embed(prompts[1:]), model.embed(prompts[1:]))
+    shown = released.sample(
+        [prompt for prompt in prompts for _ in range(4)], torch.Generator().manual_seed(1), inference_steps=10, guidance=3.0
+    )
+    evaluators = TRACK.evaluators()
+    seen = [evaluators.classes[row] for row in evaluators.class_probabilities(shown).argmax(dim=1)]
+    assert seen[4:] == ["person"] * 8
+    assert seen[:4].count("robot") >= 3
 
 
 def test_report_meets_what_is_asked_for() -> None:
