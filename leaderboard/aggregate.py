@@ -30,7 +30,7 @@ class Score:
     protection: float | None
     void: bool
     judges: Mapping[str, float | None]  # protection by each judge alone
-    shown: float | None  # share of the adversary's pictures that every judge finds nearer to the control than to the floor
+    shown: float | None  # share of the adversary's pictures that are nearer to the control than to the floor, in the mean of the judges
     bystanders: Mapping[str, float | None]  # share of undefended personalization that each keeps; None: void
     detected: float | None
     alignment: float | None
@@ -97,10 +97,11 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
         for judge in judges:
             control, floor = mean(f"identity:{judge}", "control"), mean(f"identity:{judge}", "floor")
             pictures = values.get((f"identity:{judge}", "attacked"))
-            if control is None or floor is None or not pictures:
+            if control is None or floor is None or not pictures or control - floor < margin:
                 return None
-            found.append([value > (control + floor) / 2 for value in pictures])
-        return _mean(all(votes) for votes in zip(*found, strict=True)) if len({len(votes) for votes in found}) == 1 else None
+            found.append([(value - floor) / (control - floor) for value in pictures])
+        same = len({len(shares) for shares in found}) == 1
+        return _mean(statistics.fmean(shares) > 0.5 for shares in zip(*found, strict=True)) if same else None
 
     def kept(bystander: str) -> float | None:
         now, control, floor = (similarity(label, f"bystander:{bystander}:") for label in ("attacked", "control", "floor"))
