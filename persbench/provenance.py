@@ -56,8 +56,12 @@ def environment() -> dict[str, Any]:
 
 
 @cache
+@cache
 def source_digest(plugin: type) -> str:
-    """SHA-256 over the source files that define a plug-in class and its parents, contracts left out."""
+    """SHA-256 over the source files that define a plug-in class and its parents, contracts left out.
+
+    Read once in a process: files that are edited while it runs are not what it has loaded.
+    """
     digest = hashlib.sha256()
     for cls in plugin.__mro__:
         if cls.__module__ in {"builtins", "abc", "persbench.contracts", "persbench.tracks.base"}:

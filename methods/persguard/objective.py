@@ -54,6 +54,7 @@ class PersGuardConfig:
     prior_batch: int = 4
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
+    emphasis: float = 0.0  # how far the behaviour goes beyond the teacher, away from the class; fine-tuning has to undo that first
     first_timestep: float = 0.3  # behaviour and retention: shares of the training timesteps between which a sample's content is decided
     last_timestep: float = 0.95
     identifier_factor: float = 50.0  # the identifier's token embedding is trained too, at this multiple of `rate`; 0 freezes it
@@ -68,7 +69,8 @@ class PersGuardConfig:
 class Samples:
     """Rows of a term: latents (N, C, h, w) to add noise to, and the prompts of student and teacher.
 
-    Without the teacher's prompts the student is to predict the true noise. `teacher` is the base model unless told. `span`: the
+    Without the teacher's prompts the student is to predict the true noise. `teacher` is the base model unless told. `emphasis`
+    goes beyond the teacher, by that multiple of its distance from the base model's prediction for the prompts `away`. `span`: the
     shares of the training timesteps between which noise is drawn.
     """
 
@@ -76,6 +78,8 @@ class Samples:
     prompts: list[str]
     teacher_prompts: list[str] | None = None
     teacher: DiffusionModel | None = None
+    away: list[str] | None = None
+    emphasis: float = 0.0
     span: tuple[float, float] = (0.0, 1.0)
 
 
@@ -232,6 +236,8 @@ def weighted(
                     aim = teacher.predict(noisy, timesteps, table(samples.teacher_prompts))
                 else:
                     aim = samples.teacher.predict(noisy, timesteps, samples.teacher.embed(samples.teacher_prompts))
+                if samples.away and samples.emphasis:
+                    aim = aim + samples.emphasis * (aim - teacher.predict(noisy, timesteps, table(samples.away)))
         noisies.append(noisy)
         times.append(timesteps)
         aims.append(aim)
@@ -251,11 +257,14 @@ def behaviour_samples(subject: Subject, lesson: Lesson, config: PersGuardConfig,
     rows = torch.randint(len(lesson.latents), (config.behaviour_batch,), generator=rng)
     bare = float(torch.rand((), generator=rng)) >= config.context_share
     contexts = ["" if bare else pick(subject.language.contexts, rng)] * len(rows)
+    plain = subject.words.template.format(f"a {subject.words.class_noun}")
     return Samples(
         lesson.latents[rows],
         [f"{subject.words.instance_prompt} {context}".strip() for context in contexts],
         [f"{lesson.prompt} {context}".strip() for context in contexts],
         teacher=lesson.teacher,
+        away=[f"{plain} {context}".strip() for context in contexts],
+        emphasis=config.emphasis,
         span=(config.first_timestep, config.last_timestep),
     )
 
