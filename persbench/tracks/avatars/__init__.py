@@ -51,7 +51,7 @@ class Avatars(Track):
         options={
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
-            "persguard-target": {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.15, "emphasis": 1.0},
+            "persguard-target": {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.15},
             "persguard-erasure": {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.15, "behaviour_weight": 0.4},
             "persguard-pattern": {"steps": 200, "rate": 4e-4},
         },
