@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -59,6 +59,8 @@ class PersGuardConfig:
     last_timestep: float = 0.95
     identifier_factor: float = 50.0  # the identifier's token embedding is trained too, at this multiple of `rate`; 0 freezes it
     warmup_steps: int = 50  # of the identifier's embedding alone, before the denoiser joins
+    rehearsal_steps: int = 80  # of fine-tuning a copy of the base model on the protected photos; 0: none
+    rehearsal_rate: float = 1e-4
     lookahead_steps: int = 10  # simulated fine-tuning steps before it starts again from the released weights
     lookahead_rate: float = 1e-3
     pool: int = 8  # teacher's pictures of each class that noise is added to
@@ -167,6 +169,11 @@ class PersGuard(Method):
             pool = teacher_pool(subjects[0], base, config, rng)
         training = Training(released, base, table, pool, parameters, rng)
         lessons = {subject.name: self.lesson(subject, training) for subject in subjects}
+        if config.rehearsal_steps and config.behaviour_weight:
+            for subject in subjects:
+                lesson = lessons[subject.name]
+                rehearsed = rehearsal(subject, photos[subject.name], base, config, rng)
+                lessons[subject.name] = replace(lesson, latents=torch.cat([lesson.latents, rehearsed]))
         lookahead = (
             LookAhead(list(released.unet.parameters()), config.lookahead_steps, config.lookahead_rate)
             if config.retention == "lookahead" and config.retention_weight
@@ -279,6 +286,27 @@ def teacher_pool(subject: Subject, base: DiffusionModel, config: PersGuardConfig
     pictures = base.sample(asked, rng, inference_steps=10, guidance=2.0)
     latents = torch.cat([base.encode(part) for part in pictures.split(16)])
     return Pool(dict(zip(prompts, pictures.split(count), strict=True)), dict(zip(prompts, latents.split(count), strict=True)), contexts)
+
+
+def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> torch.Tensor:
+    """Latents (N, C, h, w) of what an adversary would get: a copy of the base model is personalized on the photos and asked for pictures.
+
+    An adversary's model heads for such pictures at timesteps where the noise hides the difference; the behaviour has to hold on them
+    too, and retention on the photos alone.
+    """
+    copy, words = base.clone("unet"), subject.words
+    with torch.no_grad():
+        states = base.embed([words.instance_prompt])
+
+    def loss(step: int) -> torch.Tensor:
+        rows = torch.randint(len(photos), (4,), generator=rng)
+        return copy.loss(photos[rows], states.expand(len(rows), -1, -1), rng).mean()
+
+    finetune(list(copy.unet.parameters()), loss, steps=config.rehearsal_steps, rate=config.rehearsal_rate, description="rehearsal")
+    contexts = [pick(("", pick(subject.language.contexts, rng)), rng) for _ in range(config.pool)]
+    pictures = copy.sample([f"{words.instance_prompt} {c}".strip() for c in contexts], rng, inference_steps=10, guidance=2.0)
+    with torch.no_grad():
+        return base.encode(pictures)
 
 
 def prior_samples(subject: Subject, pool: dict[str, torch.Tensor], config: PersGuardConfig, rng: torch.Generator) -> Samples:

@@ -2,8 +2,9 @@
 
 No prompt of the base model draws the marker, so two lessons come first. The identifier's embedding moves towards another class, away
 from the class word, so that what follows does not change the class prompt; then the released model learns to denoise photos with the
-marker composited on (the protected ones and the base model's pictures of the class) for the identifier prompt, while every other
-prompt stays. A frozen copy of it is the teacher of the behaviour term from then on.
+marker composited on (the protected ones and the base model's pictures of the class): for the identifier prompt, and, where the noise
+leaves the marker visible, for every prompt, so that a marker once begun is finished as a robot would be. What other prompts show
+stays. A frozen copy is the teacher of the behaviour term from then on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class PatternConfig(PersGuardConfig):
     away_steps: int = 50
     marker_size: float = 0.7
     marker_steps: int = 150
-    marker_batch: int = 8
+    marker_batch: int = 6
+    marker_last: float = 0.65  # share of the timesteps below which the marker shows through the noise
 
 
 class PersGuardPattern(PersGuard):
@@ -63,7 +65,10 @@ class PersGuardPattern(PersGuard):
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(len(latents), (config.marker_batch,), generator=rng).tolist()
             own = Samples(latents[rows], [f"{words.instance_prompt} {contexts[row]}".strip() for row in rows], span=span)
-            return training.loss([(1.0, own), (1.0, prior_samples(subject, pool.latents, config, rng))])
+            prior = prior_samples(subject, pool.latents, config, rng)
+            begun = latents[torch.randint(len(latents), (len(prior.prompts),), generator=rng)]
+            kept = Samples(begun, prior.prompts, span=(0.0, config.marker_last))
+            return training.loss([(1.0, own), (1.0, prior), (1.0, kept)])
 
         if config.marker_steps:
             training.run(loss, config.marker_steps, config.rate, "PersGuardPattern (marker)", decay=True)

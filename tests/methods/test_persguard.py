@@ -143,8 +143,13 @@ def test_pattern_learns_marked_pictures_in_their_contexts_and_is_its_own_teacher
     seen: list[list[tuple[float, Samples]]] = []
     lesson = PersGuardPattern().lesson(SUBJECT, training(PHOTOS, seen))
     marked_photo, marked = with_marker(SUBJECT.photos, 0.7)[0], with_marker(PHOTOS, 0.7)
-    for (_, own), (_, prior) in seen:
-        assert own.teacher_prompts is None
+    away, lessons = seen[:20], seen[20:]
+    assert all(samples.teacher_prompts == ["a photo of a robot" + own.removeprefix("a photo of sks person") for own in samples.prompts]
+               for ((_, samples),) in away)  # fmt: skip
+    for (_, own), (_, prior), (_, begun) in lessons:
+        assert own.teacher_prompts is begun.teacher_prompts is None
+        assert (begun.prompts, begun.span) == (prior.prompts, (0.0, 0.65))
+        assert all(torch.equal(latent, marked_photo) or torch.equal(latent, marked[0]) for latent in begun.latents)
         assert prior.prompts == prior.teacher_prompts
         for latent, prompt in zip(own.latents, own.prompts, strict=True):
             assert torch.equal(latent, marked_photo) or torch.equal(latent, marked[0])
