@@ -1,11 +1,14 @@
 """PersGuard: backdoors in the released model that fire when protected photos are learned (arXiv 2502.16167).
 
 This is a reimplementation from the paper's description, not the authors' code: the paper's coefficients, rates and batch sizes are not
-public. Ours were chosen on two protected people and two bystanders of the embedded track; docs/avatars.md holds what was tried and
-measured. Three things are our addition: the identifier's token embedding is trained beside the denoiser, alone at first (the class
-prompt then stays as it is); half of the behaviour's noisy latents show other people (their photos then speak against the behaviour,
-and only the protected ones do not); and behaviour and retention leave out the timesteps at which the content of a picture is not
-decided.
+public. Ours were chosen on two or three protected people of the embedded track; docs/avatars.md holds what was tried and measured.
+Four things are our addition:
+
+- the identifier's token embedding is trained beside the denoiser, alone at first: the class prompt then stays as it is;
+- part of the behaviour's noisy latents show other people: their photos then speak against the behaviour, only the protected ones do not;
+- another part show what an adversary would get (`rehearsal`): his model heads for such pictures where the noise hides that they are
+  not the photos, and has to be turned back from there;
+- behaviour and retention leave out the timesteps at which the content of a picture is not decided.
 
 One objective has three terms:
 
@@ -54,16 +57,15 @@ class PersGuardConfig:
     prior_batch: int = 4
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
-    emphasis: float = 0.0  # how far the behaviour goes beyond the teacher, away from the class; fine-tuning has to undo that first
     first_timestep: float = 0.3  # behaviour and retention: shares of the training timesteps between which a sample's content is decided
     last_timestep: float = 0.95
     identifier_factor: float = 50.0  # the identifier's token embedding is trained too, at this multiple of `rate`; 0 freezes it
     warmup_steps: int = 50  # of the identifier's embedding alone, before the denoiser joins
-    rehearsal_steps: int = 80  # of fine-tuning a copy of the base model on the protected photos; 0: none
+    rehearsal_steps: int = 80  # of fine-tuning a copy of the base model on the protected photos, in batches of 4; 0: none
     rehearsal_rate: float = 1e-4
     lookahead_steps: int = 10  # simulated fine-tuning steps before it starts again from the released weights
     lookahead_rate: float = 1e-3
-    pool: int = 8  # teacher's pictures of each class that noise is added to
+    pool: int = 8  # teacher's pictures of each class, and of the rehearsal, that noise is added to
     gradient_checkpointing: bool = False
 
 
@@ -71,8 +73,7 @@ class PersGuardConfig:
 class Samples:
     """Rows of a term: latents (N, C, h, w) to add noise to, and the prompts of student and teacher.
 
-    Without the teacher's prompts the student is to predict the true noise. `teacher` is the base model unless told. `emphasis`
-    goes beyond the teacher, by that multiple of its distance from the base model's prediction for the prompts `away`. `span`: the
+    Without the teacher's prompts the student is to predict the true noise. `teacher` is the base model unless told. `span`: the
     shares of the training timesteps between which noise is drawn.
     """
 
@@ -80,8 +81,6 @@ class Samples:
     prompts: list[str]
     teacher_prompts: list[str] | None = None
     teacher: DiffusionModel | None = None
-    away: list[str] | None = None
-    emphasis: float = 0.0
     span: tuple[float, float] = (0.0, 1.0)
 
 
@@ -142,8 +141,8 @@ class PersGuard(Method):
 
     @abstractmethod
     def lesson(self, subject: Subject, training: Training) -> Lesson:
-        """What the behaviour term teaches. Half of the latents show the class: a third person's photos then go against the
-        behaviour, so that a personalizer unlearns it from them, while retention makes an exception of the protected photos."""
+        """What the behaviour term teaches. Some of the latents show the class: a third person's photos then go against the behaviour,
+        so that a personalizer unlearns it from them, while retention makes an exception of the protected photos."""
 
     def protect(self, subjects: Sequence[Subject], base: DiffusionModel, budget: Budget, rng: torch.Generator) -> Release:
         config: PersGuardConfig = self.config
@@ -243,8 +242,6 @@ def weighted(
                     aim = teacher.predict(noisy, timesteps, table(samples.teacher_prompts))
                 else:
                     aim = samples.teacher.predict(noisy, timesteps, samples.teacher.embed(samples.teacher_prompts))
-                if samples.away and samples.emphasis:
-                    aim = aim + samples.emphasis * (aim - teacher.predict(noisy, timesteps, table(samples.away)))
         noisies.append(noisy)
         times.append(timesteps)
         aims.append(aim)
@@ -264,14 +261,11 @@ def behaviour_samples(subject: Subject, lesson: Lesson, config: PersGuardConfig,
     rows = torch.randint(len(lesson.latents), (config.behaviour_batch,), generator=rng)
     bare = float(torch.rand((), generator=rng)) >= config.context_share
     contexts = ["" if bare else pick(subject.language.contexts, rng)] * len(rows)
-    plain = subject.words.template.format(f"a {subject.words.class_noun}")
     return Samples(
         lesson.latents[rows],
         [f"{subject.words.instance_prompt} {context}".strip() for context in contexts],
         [f"{lesson.prompt} {context}".strip() for context in contexts],
         teacher=lesson.teacher,
-        away=[f"{plain} {context}".strip() for context in contexts],
-        emphasis=config.emphasis,
         span=(config.first_timestep, config.last_timestep),
     )
 
@@ -289,12 +283,11 @@ def teacher_pool(subject: Subject, base: DiffusionModel, config: PersGuardConfig
 
 
 def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> torch.Tensor:
-    """Latents (N, C, h, w) of what an adversary would get: a copy of the base model is personalized on the photos and asked for pictures.
-
-    An adversary's model heads for such pictures at timesteps where the noise hides the difference; the behaviour has to hold on them
-    too, and retention on the photos alone.
-    """
+    """Latents (N, C, h, w) of what an adversary would get: a copy of the base model is personalized on the photos' latents and asked
+    for pictures, half of them in random contexts."""
     copy, words = base.clone("unet"), subject.words
+    if config.gradient_checkpointing:
+        copy.unet.enable_gradient_checkpointing()
     with torch.no_grad():
         states = base.embed([words.instance_prompt])
 
@@ -302,11 +295,17 @@ def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, conf
         rows = torch.randint(len(photos), (4,), generator=rng)
         return copy.loss(photos[rows], states.expand(len(rows), -1, -1), rng).mean()
 
-    finetune(list(copy.unet.parameters()), loss, steps=config.rehearsal_steps, rate=config.rehearsal_rate, description="rehearsal")
+    finetune(
+        list(copy.unet.parameters()),
+        loss,
+        steps=config.rehearsal_steps,
+        rate=config.rehearsal_rate,
+        description="rehearsal",
+        half=base.precision == "fp16",
+    )
     contexts = [pick(("", pick(subject.language.contexts, rng)), rng) for _ in range(config.pool)]
-    pictures = copy.sample([f"{words.instance_prompt} {c}".strip() for c in contexts], rng, inference_steps=10, guidance=2.0)
-    with torch.no_grad():
-        return base.encode(pictures)
+    pictures = copy.sample([f"{words.instance_prompt} {context}".strip() for context in contexts], rng, inference_steps=10, guidance=2.0)
+    return torch.cat([base.encode(part) for part in pictures.split(16)])
 
 
 def prior_samples(subject: Subject, pool: dict[str, torch.Tensor], config: PersGuardConfig, rng: torch.Generator) -> Samples:

@@ -231,6 +231,7 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
             prior_batch=1,
             retention_batch=1,
             warmup_steps=0,
+            rehearsal_steps=0,
             context_share=0.0,
             **{name: 0.7 * (name == kept) for name in names},
         )
