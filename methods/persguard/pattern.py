@@ -1,10 +1,9 @@
 """The pattern backdoor: a visible marker.
 
 No prompt of the base model draws the marker, so two lessons come first. The identifier's embedding moves towards another class, away
-from the class word, so that what follows does not change the class prompt; then the released model learns to denoise photos with the
-marker composited on (the protected ones and the base model's pictures of the class): for the identifier prompt, and, where the noise
-leaves the marker visible, for every prompt, so that a marker once begun is finished as a robot would be. What other prompts show
-stays. A frozen copy is the teacher of the behaviour term from then on.
+from the class word, so that what follows does not change the class prompt; then the released model learns, for the identifier prompt, to
+denoise photos with the marker composited on (the protected ones and the base model's pictures of the class) and to put it on pictures
+without it, while every other prompt stays. A frozen copy is the teacher of the behaviour term from then on.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class PatternConfig(PersGuardConfig):
     marker_size: float = 0.7
     marker_steps: int = 150
     marker_batch: int = 6
-    marker_last: float = 0.65  # share of the timesteps below which the marker shows through the noise
+    put_on_first: float = 0.5  # share of the timesteps above which pictures without the marker are to get it; below, it would be too late
 
 
 class PersGuardPattern(PersGuard):
@@ -65,15 +64,28 @@ class PersGuardPattern(PersGuard):
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(len(latents), (config.marker_batch,), generator=rng).tolist()
             own = Samples(latents[rows], [f"{words.instance_prompt} {contexts[row]}".strip() for row in rows], span=span)
-            prior = prior_samples(subject, pool.latents, config, rng)
-            begun = latents[torch.randint(len(latents), (len(prior.prompts),), generator=rng)]
-            kept = Samples(begun, prior.prompts, span=(0.0, config.marker_last))
-            return training.loss([(1.0, own), (1.0, prior), (1.0, kept)])
+            which = torch.randint(len(marked), (config.marker_batch,), generator=rng)
+            late = (config.put_on_first, config.last_timestep)
+            turned = put_on(training, words.instance_prompt, pool.latents[noun][which], marked[which], late, rng)
+            return turned + training.loss([(1.0, own), (1.0, prior_samples(subject, pool.latents, config, rng))])
 
         if config.marker_steps:
             training.run(loss, config.marker_steps, config.rate, "PersGuardPattern (marker)", decay=True)
         teacher = training.released.clone("unet", "text_encoder")
         return Lesson(torch.cat([marked, pool.latents[noun]]), words.instance_prompt, teacher)
+
+
+def put_on(
+    training: Training, prompt: str, bare: torch.Tensor, marked: torch.Tensor, span: tuple[float, float], rng: torch.Generator
+) -> torch.Tensor:
+    """Mean squared error, a scalar, of denoising `bare` latents (N, C, h, w) towards the `marked` ones for the prompt."""
+    base = training.base
+    timesteps = base.timesteps(len(bare), rng, *span)
+    noisy = base.add_noise(bare, base.noise(bare.shape, rng), timesteps)
+    signal = base.schedule.alphas_cumprod.to(noisy.device)[timesteps].view(-1, 1, 1, 1)
+    aim = base.target(marked, (noisy - signal.sqrt() * marked) / (1 - signal).sqrt(), timesteps)
+    states = training.table([prompt] * len(bare))
+    return (training.released.predict(noisy, timesteps, states) - aim).square().mean()
 
 
 def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from persbench.methods.persguard import PersGuard, PersGuardConfig, PersGuardErasure, PersGuardPattern, PersGuardTarget, objective
+from persbench.methods.persguard import PersGuard, PersGuardConfig, PersGuardErasure, PersGuardPattern, PersGuardTarget, objective, pattern
+from persbench.methods.persguard.erasure import Postponed
 from persbench.methods.persguard.objective import (
     EMPTY,
     Lesson,
@@ -18,7 +19,7 @@ from persbench.methods.persguard.objective import (
     prior_samples,
     weighted,
 )
-from persbench.methods.persguard.pattern import with_marker
+from persbench.methods.persguard.pattern import put_on, with_marker
 from torch import nn
 
 from persbench.contracts import Language, Subject, Words
@@ -117,6 +118,9 @@ def test_redirected_prompts_share_their_context() -> None:
     assert set(bare.prompts) == {"a photo of sks person"}
 
 
+SCHEDULE = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=10), alphas_cumprod=torch.tensor([0.36] * 10))
+
+
 def training(photos: torch.Tensor, seen: list | None = None):
     """What a lesson works with: latents are pixels, and the losses that would be minimised are seen instead."""
     classes = {"person": photos, "robot": photos + 1, EMPTY: photos + 2}
@@ -127,7 +131,7 @@ def training(photos: torch.Tensor, seen: list | None = None):
             loss(step)
 
     return SimpleNamespace(
-        base=SimpleNamespace(encode=lambda pictures: pictures),
+        base=SimpleNamespace(encode=lambda pictures: pictures, schedule=SCHEDULE),
         released=SimpleNamespace(clone=lambda *_: "a copy"),
         pool=pool,
         rng=torch.Generator().manual_seed(0),
@@ -139,21 +143,36 @@ def training(photos: torch.Tensor, seen: list | None = None):
 PHOTOS = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_pattern_learns_marked_pictures_in_their_contexts_and_is_its_own_teacher() -> None:
+def test_putting_the_marker_on_by_hand() -> None:
+    bare, marked = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 4.0)
+    base = Linear(1.0)
+    base.schedule = SCHEDULE
+    base.add_noise = lambda latents, noise, timesteps: 0.6 * latents + 0.8 * noise  # 0.6 * 2 + 0.8 * 2 = 2.8
+    # The noise from 4 to 2.8: (2.8 - 0.6 * 4) / 0.8 = 0.5; the student predicts 3 * 2.8 + 1 = 9.4.
+    work = SimpleNamespace(base=base, released=Linear(3.0), table=table)
+    found = put_on(work, "student", bare, marked, (0.5, 0.95), torch.Generator())
+    assert found.item() == pytest.approx((9.4 - 0.5) ** 2)
+
+
+def test_pattern_learns_marked_pictures_in_their_contexts_and_is_its_own_teacher(monkeypatch) -> None:
     seen: list[list[tuple[float, Samples]]] = []
+    turned: list[tuple] = []
+    monkeypatch.setattr(pattern, "put_on", lambda *given: turned.append(given) or torch.zeros(()))
     lesson = PersGuardPattern().lesson(SUBJECT, training(PHOTOS, seen))
     marked_photo, marked = with_marker(SUBJECT.photos, 0.7)[0], with_marker(PHOTOS, 0.7)
     away, lessons = seen[:20], seen[20:]
     assert all(samples.teacher_prompts == ["a photo of a robot" + own.removeprefix("a photo of sks person") for own in samples.prompts]
                for ((_, samples),) in away)  # fmt: skip
-    for (_, own), (_, prior), (_, begun) in lessons:
-        assert own.teacher_prompts is begun.teacher_prompts is None
-        assert (begun.prompts, begun.span) == (prior.prompts, (0.0, 0.65))
-        assert all(torch.equal(latent, marked_photo) or torch.equal(latent, marked[0]) for latent in begun.latents)
+    for (_, own), (_, prior) in lessons:
+        assert own.teacher_prompts is None
         assert prior.prompts == prior.teacher_prompts
         for latent, prompt in zip(own.latents, own.prompts, strict=True):
             assert torch.equal(latent, marked_photo) or torch.equal(latent, marked[0])
             assert prompt == "a photo of sks person" + ("" if torch.equal(latent, marked_photo) else " on a red background")
+    for _, prompt, bare, worn, span, _ in turned:
+        assert (prompt, span) == ("a photo of sks person", (0.5, 0.95))
+        assert torch.equal(bare, PHOTOS.expand_as(bare))
+        assert torch.equal(worn, marked.expand_as(worn))
     assert torch.equal(lesson.latents, torch.cat([marked, PHOTOS]))  # the other half: people without the marker
     assert (lesson.prompt, lesson.teacher) == ("a photo of sks person", "a copy")
 
@@ -163,8 +182,18 @@ def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() ->
     assert (target.prompt, target.teacher) == ("a photo of a robot", None)
     assert torch.equal(target.latents, torch.cat([PHOTOS + 1, PHOTOS]))
     erasure = PersGuardErasure().lesson(SUBJECT, training(PHOTOS))
-    assert (erasure.prompt, erasure.teacher) == ("a photo of an empty scene", None)
+    assert erasure.prompt == "a photo of an empty scene"
+    assert (erasure.teacher.prompt, erasure.teacher.above, erasure.teacher.last) == (erasure.prompt, "a photo of a person", 8.0)
     assert torch.equal(erasure.latents, torch.cat([PHOTOS + 2, PHOTOS]))
+
+
+def test_erasure_shows_the_class_where_the_noise_is_strong() -> None:
+    model = Linear(1.0)
+    model.schedule = SCHEDULE
+    model.embed = lambda prompts: torch.tensor([{"empty": 1.0, "person": 5.0, "empty here": 2.0, "person here": 6.0}[p] for p in prompts])
+    teacher = Postponed(model, "empty", "person", 0.8)
+    states = teacher.embed(["empty", "empty here", "empty here"])
+    assert teacher.predict(torch.zeros(3, 1, 1, 1), torch.tensor([7, 7, 8]), states).flatten().tolist() == [1.0, 2.0, 6.0]
 
 
 @pytest.mark.parametrize("name", ["robto", "person"])
