@@ -19,7 +19,7 @@ class ErasureConfig(PersGuardConfig):
     """`erase_below`: share of the timesteps above which the class is still shown. Where nobody is begun no personalizer brings anybody
     back, not of bystanders either: his loss hardly counts so much noise."""
 
-    erase_below: float = 0.8
+    erase_below: float = 0.75
 
 
 class PersGuardErasure(PersGuard):

@@ -183,7 +183,7 @@ def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() ->
     assert torch.equal(target.latents, torch.cat([PHOTOS + 1, PHOTOS]))
     erasure = PersGuardErasure().lesson(SUBJECT, training(PHOTOS))
     assert erasure.prompt == "a photo of an empty scene"
-    assert (erasure.teacher.prompt, erasure.teacher.above, erasure.teacher.last) == (erasure.prompt, "a photo of a person", 8.0)
+    assert (erasure.teacher.prompt, erasure.teacher.above, erasure.teacher.last) == (erasure.prompt, "a photo of a person", 7.5)
     assert torch.equal(erasure.latents, torch.cat([PHOTOS + 2, PHOTOS]))
 
 

@@ -20,6 +20,10 @@ from .build.draw import BACKGROUNDS, CLASSES
 FOLDER = Path(__file__).parent
 
 
+# How they were found: docs/avatars.md.
+PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.4}
+
+
 class Avatars(Track):
     """Drawn people, robots, monsters and planets, with a small Stable Diffusion of their own; needs no GPU and no network."""
 
@@ -51,9 +55,9 @@ class Avatars(Track):
         options={
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
-            "persguard-target": {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.15},
-            "persguard-erasure": {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.15, "behaviour_weight": 0.4},
-            "persguard-pattern": {"steps": 200, "rate": 4e-4},
+            "persguard-target": PERSGUARD | {"behaviour_weight": 0.6},
+            "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.5},
+            "persguard-pattern": PERSGUARD,
         },
     )
 
