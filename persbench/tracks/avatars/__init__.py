@@ -57,7 +57,7 @@ class Avatars(Track):
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
             "persguard-target": PERSGUARD | {"behaviour_weight": 0.6},
             "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.5},
-            "persguard-pattern": PERSGUARD,
+            "persguard-pattern": PERSGUARD | {"behaviour_weight": 0.5},
         },
     )
 
