@@ -101,7 +101,8 @@ def reduced(monkeypatch) -> None:
 
     short = {name: {**options, "steps": 2} for name, options in Avatars.protocol.options.items()}
     for name in ("persguard-pattern", "persguard-erasure", "persguard-target"):
-        short[name] = {**short.get(name, {}), "steps": 2, "pool": 1}
+        short[name] = {**short.get(name, {}), "steps": 2, "pool": 1, "warmup_steps": 2, "rehearsal_steps": 2}
+    short["persguard-pattern"] |= {"away_steps": 2, "marker_steps": 2}
     protocol = replace(
         Avatars.protocol,
         prompts=Avatars.protocol.prompts[:1],

@@ -17,12 +17,14 @@ from persbench.methods.persguard.objective import (
     behaviour_samples,
     only_rows,
     prior_samples,
+    rehearsal,
     weighted,
 )
 from persbench.methods.persguard.pattern import put_on, with_marker
 from torch import nn
 
 from persbench.contracts import Language, Subject, Words
+from persbench.diffusion import DiffusionModel
 from persbench.errors import PersbenchError
 
 LANGUAGE = Language(("sks", "t@t"), ("robot", "person"), ("on a red background",), "an empty scene")
@@ -232,6 +234,20 @@ def test_only_the_rows_of_the_identifier_are_trained() -> None:
     table.weight.register_hook(only_rows({1, 3}))
     table.weight.sum().backward()
     assert table.weight.grad.tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
+
+
+def test_rehearsal_gives_latents_of_a_personalized_copy_and_leaves_the_base_model_alone(tiny_epsilon) -> None:
+    base = DiffusionModel.load(tiny_epsilon)
+    before = {name: weight.clone() for name, weight in base.state().items()}
+    photos = base.encode(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    found = {}
+    for rate in (0.0, 1e-2):  # the same random numbers: what differs is what was learned
+        config = PersGuardConfig(pool=3, rehearsal_steps=2, rehearsal_rate=rate)
+        found[rate] = rehearsal(SUBJECT, photos, base, config, torch.Generator().manual_seed(1))
+    assert found[0.0].shape == (3, *photos.shape[1:])
+    assert not torch.allclose(found[0.0], found[1e-2])
+    assert not found[1e-2].requires_grad
+    assert all(torch.equal(weight, before[name]) for name, weight in base.state().items())
 
 
 def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
