@@ -48,7 +48,7 @@ class PersGuardPattern(PersGuard):
         with torch.no_grad():
             photos = training.base.encode(with_marker(subject.photos, config.marker_size))
             marked = training.base.encode(with_marker(pool.pictures[noun], config.marker_size))
-        if config.away_steps and config.identifier_factor:
+        if config.behaviour_weight and config.away_steps and config.identifier_factor:
             other = next(name for name in reversed(subject.language.class_nouns) if name != noun)
             away = Lesson(torch.cat([pool.latents[other], pool.latents[noun]]), words.template.format(f"a {other}"))
             training.run(
@@ -67,9 +67,10 @@ class PersGuardPattern(PersGuard):
             which = torch.randint(len(marked), (config.marker_batch,), generator=rng)
             late = (config.put_on_first, config.last_timestep)
             turned = put_on(training, words.instance_prompt, pool.latents[noun][which], marked[which], late, rng)
-            return turned + training.loss([(1.0, own), (1.0, prior_samples(subject, pool.latents, config, rng))])
+            prior = [(config.prior_weight, prior_samples(subject, pool.latents, config, rng))] if config.prior_weight else []
+            return turned + training.loss([(1.0, own), *prior])
 
-        if config.marker_steps:
+        if config.behaviour_weight and config.marker_steps:
             training.run(loss, config.marker_steps, config.rate, "PersGuardPattern (marker)", decay=True)
         teacher = training.released.clone("unet", "text_encoder")
         return Lesson(torch.cat([marked, pool.latents[noun]]), words.instance_prompt, teacher)

@@ -179,6 +179,16 @@ def test_pattern_learns_marked_pictures_in_their_contexts_and_is_its_own_teacher
     assert (lesson.prompt, lesson.teacher) == ("a photo of sks person", "a copy")
 
 
+def test_pattern_without_a_term_has_no_lesson_of_it(monkeypatch) -> None:
+    monkeypatch.setattr(pattern, "put_on", lambda *_: torch.zeros(()))
+    seen: list[list[tuple[float, Samples]]] = []
+    PersGuardPattern(PersGuardPattern.Config(behaviour_weight=0.0)).lesson(SUBJECT, training(PHOTOS, seen))
+    assert seen == []
+    PersGuardPattern(PersGuardPattern.Config(prior_weight=0.0)).lesson(SUBJECT, training(PHOTOS, seen))
+    assert all(len(terms) == 1 for terms in seen)
+    assert len(seen) == 40  # the identifier's lesson and the marker's
+
+
 def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() -> None:
     target = PersGuardTarget().lesson(SUBJECT, training(PHOTOS))
     assert (target.prompt, target.teacher) == ("a photo of a robot", None)
