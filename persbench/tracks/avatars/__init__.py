@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 
 
 # How they were found: docs/avatars.md.
-PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.4}
+PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0}
 
 
 class Avatars(Track):
@@ -56,8 +56,8 @@ class Avatars(Track):
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
             "persguard-target": PERSGUARD | {"context_share": 0.15},
-            "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.5},
-            "persguard-pattern": PERSGUARD | {"behaviour_weight": 0.5},
+            "persguard-erasure": PERSGUARD | {"context_share": 0.25, "behaviour_weight": 0.5},
+            "persguard-pattern": PERSGUARD | {"context_share": 0.25},
         },
     )
 
