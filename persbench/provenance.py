@@ -56,7 +56,6 @@ def environment() -> dict[str, Any]:
 
 
 @cache
-@cache
 def source_digest(plugin: type) -> str:
     """SHA-256 over the source files that define a plug-in class and its parents, contracts left out.
 

@@ -165,6 +165,7 @@ def test_pattern_learns_marked_pictures_in_their_contexts_and_is_its_own_teacher
     away, lessons = seen[:20], seen[20:]
     assert all(samples.teacher_prompts == ["a photo of a robot" + own.removeprefix("a photo of sks person") for own in samples.prompts]
                for ((_, samples),) in away)  # fmt: skip
+    assert len(lessons) == len(turned) == 20
     for (_, own), (_, prior) in lessons:
         assert own.teacher_prompts is None
         assert prior.prompts == prior.teacher_prompts
@@ -260,14 +261,17 @@ def test_rehearsal_gives_latents_of_a_personalized_copy_and_leaves_the_base_mode
     assert all(torch.equal(weight, before[name]) for name, weight in base.state().items())
 
 
-def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
-    """With all weights but one at 0 the objective is that term alone."""
+class Spy(PersGuard):
+    """A variant that teaches one latent of zeros."""
+
+    def lesson(self, subject, training):
+        return Lesson(torch.zeros(1, 4, 2, 2), "teacher")
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """A base model of nothing, and the terms of each step that would be taken with it."""
     seen: list[list[tuple[float, Samples]]] = []
-
-    class Spy(PersGuard):
-        def lesson(self, subject, training):
-            return Lesson(torch.zeros(1, 4, 2, 2), "teacher")
-
     words = SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(3, 2))
     base = SimpleNamespace(
         clone=lambda *_: SimpleNamespace(unet=nn.Linear(1, 1), text_encoder=words),
@@ -279,6 +283,21 @@ def test_weight_of_zero_leaves_a_term_out(monkeypatch) -> None:
     monkeypatch.setattr(objective, "teacher_pool", lambda *_: pool)
     monkeypatch.setattr(objective, "finetune", lambda parameters, loss, **_: loss(0))
     monkeypatch.setattr(objective, "weighted", lambda terms, *_: seen.append(terms) or torch.zeros(()))
+    return base, seen
+
+
+def test_the_behaviour_is_taught_on_what_the_rehearsal_drew_too(spied, monkeypatch) -> None:
+    base, seen = spied
+    monkeypatch.setattr(objective, "rehearsal", lambda *_: torch.ones(1, 4, 2, 2))
+    config = PersGuardConfig(behaviour_batch=50, warmup_steps=0, prior_weight=0.0, retention_weight=0.0)
+    Spy(config).protect([SUBJECT], base, None, torch.Generator().manual_seed(3))
+    (((_, behaviour),),) = seen
+    assert set(behaviour.latents.mean(dim=(1, 2, 3)).tolist()) == {0.0, 1.0}
+
+
+def test_weight_of_zero_leaves_a_term_out(spied) -> None:
+    """With all weights but one at 0 the objective is that term alone."""
+    base, seen = spied
     names = ("behaviour_weight", "prior_weight", "retention_weight")
     for kept in names:
         config = PersGuardConfig(
