@@ -29,7 +29,7 @@ def test_run_then_leaderboard(monkeypatch, capsys, tmp_path, tiny_epsilon) -> No
     words = ("run", "--method", "persguard-target", "--method", "random-noise", "--attack", "lora", "--subjects", "ada,boris", *common)
     code, out, err = call(monkeypatch, capsys, *words)
     assert code == 0, err
-    assert "How well did the protection hold?" in out
+    assert "How well did persguard-target hold under lora?" in out
     for word in ("persguard-target", "random-noise", "ada", "boris", "records:", "pictures:"):
         assert word in out
     assert "[1/4] persguard-target · lora · ada" in err  # plain progress where there is no terminal
