@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from persbench.methods.persguard import PersGuard, PersGuardConfig, PersGuardErasure, PersGuardPattern, PersGuardTarget, objective, pattern
-from persbench.methods.persguard.erasure import Postponed
+from persbench.methods.persguard import objective, pattern
+from persbench.methods.persguard.erasure import PersGuardErasure, Postponed
 from persbench.methods.persguard.objective import (
     EMPTY,
     Lesson,
     LookAhead,
+    PersGuard,
+    PersGuardConfig,
     Pool,
     Samples,
     behaviour_samples,
@@ -20,7 +22,8 @@ from persbench.methods.persguard.objective import (
     rehearsal,
     weighted,
 )
-from persbench.methods.persguard.pattern import put_on, with_marker
+from persbench.methods.persguard.pattern import PersGuardPattern, put_on, with_marker
+from persbench.methods.persguard.target import PersGuardTarget
 from torch import nn
 
 from persbench.contracts import Language, Subject, Words

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from persbench.methods.persguard import PersGuardTarget
+from persbench.methods.persguard.target import PersGuardTarget
 
 from persbench import pictures
 from persbench.contracts import Budget, Subject
