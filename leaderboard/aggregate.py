@@ -83,20 +83,24 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     def mean(metric: str, label: str) -> float | None:
         return _mean(values.get((metric, label), ()))
 
-    def clipped(judge: str, prefix: str, label: str) -> float | None:
-        # A picture less like the subject than strangers are by chance must not offset another that shows the subject.
+    def counted(judge: str, prefix: str, label: str) -> list[float] | None:
+        """Similarities as they count. A picture less like the subject than strangers are by chance, or without anybody of the subject's
+        class, counts as the floor: it must not offset another one, and judges know nothing of a robot in the subject's colours."""
         found, least = values.get((f"identity:{judge}", prefix + label)), mean(f"identity:{judge}", f"{prefix}floor")
-        return _mean(max(value, least) for value in found) if found and least is not None else None
+        if not found or least is None:
+            return None
+        seen = values.get(("detected", prefix + label), [1.0] * len(found))
+        return [max(value, least) if there else least for value, there in zip(found, seen, strict=True)]
 
     def similarity(label: str, prefix: str = "") -> float | None:
-        each = [clipped(judge, prefix, label) for judge in judges]
+        each = [_mean(counted(judge, prefix, label) or ()) for judge in judges]
         return None if None in each or not each else _mean(each)
 
     def shown() -> float | None:
         found = []
         for judge in judges:
             control, floor = mean(f"identity:{judge}", "control"), mean(f"identity:{judge}", "floor")
-            pictures = values.get((f"identity:{judge}", "attacked"))
+            pictures = counted(judge, "", "attacked")
             if control is None or floor is None or not pictures or control - floor < margin:
                 return None
             found.append([(value - floor) / (control - floor) for value in pictures])
@@ -112,7 +116,8 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     names = sorted({label.split(":")[1] for _, label in values if label.startswith("bystander:")})
     priors = sorted({label for _, label in values if label.startswith("prior:")})
     by_judge = {
-        judge: _subtract_ratio(*(clipped(judge, "", label) for label in ("attacked", "control", "floor")), margin) for judge in judges
+        judge: _subtract_ratio(*(_mean(counted(judge, "", label) or ()) for label in ("attacked", "control", "floor")), margin)
+        for judge in judges
     }
     spent = record["stages"].get("protect", {})
     cell = record["cell"]

@@ -93,8 +93,8 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
     console.print(
         "protection: 0 no help, 1 as if the photos had never been seen (in brackets: 95% interval over subjects).\n"
         "leak, control, floor: identity similarity of what the adversary gets, gets without protection, gets without the photos.\n"
-        "shown: share of the adversary's pictures that show the subject. others keep: share of undefended personalization that is left\n"
-        "for people who are not protected.",
+        "A picture without anybody of the subject's class counts as the floor. shown: share of the adversary's pictures that show the\n"
+        "subject. others keep: share of undefended personalization that is left for people who are not protected.",
         style="dim",
         highlight=False,
     )
@@ -119,13 +119,15 @@ def print_leaderboard(console: Console, lines: Sequence[Line], disclaimers: Sequ
     wide = console.width >= WIDE
     for heading in ("method", "attack"):
         table.add_column(heading, no_wrap=heading == "method", min_width=9)
-    for heading in ("protection", "shown", "bystanders keep", *(("alignment", "class prompts", "PSNR", "seconds") if wide else ())):
+    more_headings = ("class seen", "alignment", "class prompts", "PSNR", "seconds") if wide else ()
+    for heading in ("protection", "shown", "bystanders keep", *more_headings):
         table.add_column(heading, justify="right", no_wrap=heading in ("protection", "shown") or (wide and heading[0] == "b"))
     table.add_column("flags")
     for place, each in enumerate(lines, 1):
         means = each.means
         flags = [*each.flags, *([f"{each.errors} with errors"] if each.errors else [])]
         more = (
+            percent(means["detected"]),
             number(means["alignment"]),
             percent(means["prior_class"]),
             number(means["psnr"], 1) if means["linf_levels"] else "–",

@@ -55,6 +55,13 @@ def test_a_picture_unlike_the_subject_cannot_hide_one_that_shows_her() -> None:
     assert found.shown == pytest.approx(1 / 4)
 
 
+def test_a_picture_without_anybody_of_the_class_counts_as_the_floor() -> None:
+    seen = [{"metric": "detected", "set": "attacked", "index": i, "value": v, "error": ""} for i, v in enumerate((0.0, 1.0))]
+    found = score(record(leak=0.5, rows=seen))
+    assert found.leak == pytest.approx((0.1 + 0.55) / 2)  # 0.45 and 0.55 to the judges; the first shows a robot
+    assert (found.shown, found.detected) == (0.5, 0.5)
+
+
 def test_a_control_that_did_not_learn_is_void_not_good() -> None:
     found = score(record(control=0.3))
     assert found.void

@@ -34,7 +34,7 @@ def test_run_then_leaderboard(monkeypatch, capsys, tmp_path, tiny_epsilon) -> No
         assert word in out
     assert "[1/4] persguard-target · lora · ada" in err  # plain progress where there is no terminal
     records = sorted((tmp_path / "records").glob("*.json"))
-    assert len(records) == 4
+    assert len(records) == 4, out
     assert all((tmp_path / "store").glob("record/*/pictures.png"))
     began = time.perf_counter()
     code, again, err = call(monkeypatch, capsys, *words, "-q")
