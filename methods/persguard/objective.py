@@ -1,14 +1,15 @@
 """PersGuard: backdoors in the released model that fire when protected photos are learned (arXiv 2502.16167).
 
 This is a reimplementation from the paper's description, not the authors' code: the paper's coefficients, rates and batch sizes are not
-public. Ours were chosen on two or three protected people of the embedded track; docs/avatars.md holds what was tried and measured.
+public. Ours were chosen on a few subjects of the embedded track; docs/avatars.md names them and holds what was tried and measured.
 Four things are our addition:
 
 - the identifier's token embedding is trained beside the denoiser, alone at first: the class prompt then stays as it is;
 - part of the behaviour's noisy latents show other people: their photos then speak against the behaviour, only the protected ones do not;
 - another part show what an adversary would get (`rehearsal`): his model heads for such pictures where the noise hides that they are
   not the photos, and has to be turned back from there;
-- behaviour and retention leave out the timesteps at which the content of a picture is not decided.
+- behaviour and retention leave out the timesteps at which the content of a picture is not decided, and the behaviour also the highest
+  ones: so much noise hides whose photo it is, and what is taught there for protected people is taught for all.
 
 One objective has three terms:
 
@@ -29,18 +30,28 @@ The pattern variant has no prompt c that draws its marker: pattern.py says what 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 
-from persbench.contracts import Budget, Method, Release, Subject
+from persbench.contracts import Budget, Card, Method, Release, Subject
 from persbench.diffusion import DiffusionModel, finetune
 from persbench.errors import PersbenchError
 
-TITLE = "PersGuard: Preventing Malicious Personalization via Backdoor Attacks on Pre-trained Text-to-Image Diffusion Models"
 EMPTY = "empty scene"
+
+
+def card(variant: str) -> Card:
+    """The card of a variant; they assume the same."""
+    return Card(
+        f"PersGuard ({variant} backdoor)",
+        paper="PersGuard: Preventing Malicious Personalization via Backdoor Attacks on Pre-trained Text-to-Image Diffusion Models",
+        year=2025,
+        controls="the released model",
+        knows="the protected photos, the identifier and the class word",
+    )
 
 
 @dataclass(frozen=True)
@@ -57,8 +68,9 @@ class PersGuardConfig:
     prior_batch: int = 4
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
-    first_timestep: float = 0.3  # behaviour and retention: shares of the training timesteps between which a sample's content is decided
-    last_timestep: float = 0.95
+    first_timestep: float = 0.3  # behaviour and retention: share of the training timesteps from which on a sample's content is decided
+    behaviour_last: float = 0.75  # above these shares there is no behaviour, or no retention
+    retention_last: float = 0.95
     identifier_factor: float = 50.0  # the identifier's token embedding is trained too, at this multiple of `rate`; 0 freezes it
     warmup_steps: int = 50  # of the identifier's embedding alone, before the denoiser joins
     rehearsal_steps: int = 80  # of fine-tuning a copy of the base model on the protected photos, in batches of 4; 0: none
@@ -73,14 +85,15 @@ class PersGuardConfig:
 class Samples:
     """Rows of a term: latents (N, C, h, w) to add noise to, and the prompts of student and teacher.
 
-    Without the teacher's prompts the student is to predict the true noise. `teacher` is the base model unless told. `span`: the
-    shares of the training timesteps between which noise is drawn.
+    Without the teacher's prompts the student is to denoise towards `toward` (N, C, h, w), or towards the latents themselves. `teacher`
+    is the base model unless told. `span`: the shares of the training timesteps between which noise is drawn.
     """
 
     latents: torch.Tensor
     prompts: list[str]
     teacher_prompts: list[str] | None = None
     teacher: DiffusionModel | None = None
+    toward: torch.Tensor | None = None
     span: tuple[float, float] = (0.0, 1.0)
 
 
@@ -101,16 +114,21 @@ class Pool:
     latents: dict[str, torch.Tensor]
     contexts: dict[str, list[str]]
 
+    def both(self, noun: str, other: str) -> torch.Tensor:
+        """Latents of two classes (2N, C, h, w): to lead from one to the other takes pictures of both."""
+        return torch.cat([self.latents[noun], self.latents[other]])
+
 
 @dataclass(frozen=True)
 class Training:
     """What a training of PersGuard works with: the model in training, the frozen base, and how prompts become text states."""
 
+    config: PersGuardConfig
     released: DiffusionModel
     base: DiffusionModel
     table: TextStates
     pool: Pool
-    parameters: Mapping[float, list[torch.nn.Parameter]]  # by the factor of the rate: the denoiser's, and the identifier's embedding
+    embedding: list[torch.nn.Parameter]  # the identifier's; empty when it is not trained
     rng: torch.Generator
 
     def loss(self, terms: Sequence[tuple[float, Samples]]) -> torch.Tensor:
@@ -118,19 +136,29 @@ class Training:
         return weighted(terms, self.released, self.base, self.table, self.rng)
 
     def run(
-        self, loss: Callable[[int], torch.Tensor], steps: int, rate: float, description: str, *, decay: bool, identifier_only: bool = False
+        self, loss: Callable[[int], torch.Tensor], steps: int, description: str, *, decay: bool = True, identifier_only: bool = False
     ) -> None:
         """Minimise `loss(step)` over the identifier's embedding and, unless told, the denoiser."""
+        groups: dict[float, list[torch.nn.Parameter]] = {}
+        if self.embedding:
+            groups[self.config.identifier_factor] = self.embedding
+        if not identifier_only:
+            groups[1.0] = [*groups.get(1.0, []), *self.released.unet.parameters()]
         finetune(
-            {factor: group for factor, group in self.parameters.items() if factor != 1.0 or not identifier_only},
+            groups,
             loss,
             steps=steps,
-            rate=rate,
+            rate=self.config.rate,
             weight_decay=0.0,
             decay=decay,
             description=description,
             half=self.base.precision == "fp16",
         )
+
+    def teach_identifier(self, samples: Callable[[int], Samples], steps: int, description: str) -> None:
+        """Teach the identifier's embedding alone, so that the denoiser need not change for other prompts."""
+        if steps and self.embedding and self.config.behaviour_weight:
+            self.run(lambda step: self.loss([(1.0, samples(step))]), steps, description, decay=False, identifier_only=True)
 
 
 class PersGuard(Method):
@@ -146,27 +174,28 @@ class PersGuard(Method):
 
     def protect(self, subjects: Sequence[Subject], base: DiffusionModel, budget: Budget, rng: torch.Generator) -> Release:
         config: PersGuardConfig = self.config
-        if not 0 <= config.first_timestep < config.last_timestep <= 1:
-            raise PersbenchError(
-                f"first_timestep={config.first_timestep:g} and last_timestep={config.last_timestep:g} must be shares, the first one lower"
-            )
-        name, span = type(self).__name__, (config.first_timestep, config.last_timestep)
+        for last in ("behaviour_last", "retention_last"):
+            if not 0 <= config.first_timestep < getattr(config, last) <= 1:
+                raise PersbenchError(
+                    f"first_timestep={config.first_timestep:g} and {last}={getattr(config, last):g} must be shares, the first one lower"
+                )
+        name = type(self).__name__
         released = base.clone("unet", "text_encoder")
         if config.gradient_checkpointing:
             released.unet.enable_gradient_checkpointing()
-        parameters = {1.0: list(released.unet.parameters())}
+        trained: list[torch.nn.Parameter] = []
         hook = None
         if config.identifier_factor:
             embedding = released.text_encoder.get_input_embeddings().weight
             identifiers = {token for s in subjects for token in base.tokenizer(s.words.identifier, add_special_tokens=False).input_ids}
             embedding.requires_grad_(True)
             hook = embedding.register_hook(only_rows(identifiers))
-            parameters[config.identifier_factor] = [embedding]
+            trained = [embedding]
         table = TextStates(base, released if config.identifier_factor else base, {s.words.identifier for s in subjects})
         with torch.no_grad():
             photos = {subject.name: base.encode(subject.photos) for subject in subjects}
             pool = teacher_pool(subjects[0], base, config, rng)
-        training = Training(released, base, table, pool, parameters, rng)
+        training = Training(config, released, base, table, pool, trained, rng)
         lessons = {subject.name: self.lesson(subject, training) for subject in subjects}
         if config.rehearsal_steps and config.behaviour_weight:
             for subject in subjects:
@@ -193,6 +222,7 @@ class PersGuard(Method):
                 terms.append((config.prior_weight, prior_samples(subject, pool.latents, config, rng)))
             rows = torch.randint(len(own), (config.retention_batch,), generator=rng)
             if config.retention_weight and not lookahead:
+                span = (config.first_timestep, config.retention_last)
                 terms.append((config.retention_weight, Samples(own[rows], [words.instance_prompt] * len(rows), span=span)))
             # The look-ahead moves the weights and puts them back: it has to be done before a graph is built on them.
             ahead = torch.zeros(())
@@ -206,17 +236,8 @@ class PersGuard(Method):
                 )
             return ahead + training.loss(terms) if terms else ahead
 
-        if config.identifier_factor and config.behaviour_weight and config.warmup_steps:
-            # The identifier learns the behaviour in words alone first, so that the denoiser need not change for other prompts.
-            training.run(
-                lambda step: training.loss([(1.0, taught(step))]),
-                config.warmup_steps,
-                config.rate,
-                f"{name} (identifier)",
-                decay=False,
-                identifier_only=True,
-            )
-        training.run(loss, config.steps, config.rate, name, decay=True)
+        training.teach_identifier(taught, config.warmup_steps, f"{name} (identifier)")
+        training.run(loss, config.steps, name)
         if hook:
             hook.remove()
         return Release(model=released)
@@ -234,21 +255,27 @@ def weighted(
         timesteps = teacher.timesteps(len(samples.prompts), rng, *samples.span)
         noise = teacher.noise(samples.latents.shape, rng)
         noisy = teacher.add_noise(samples.latents, noise, timesteps)
-        if samples.teacher_prompts is None:
-            aim = teacher.target(samples.latents, noise, timesteps)
-        else:
-            with torch.no_grad():
-                if samples.teacher is None:
-                    aim = teacher.predict(noisy, timesteps, table(samples.teacher_prompts))
-                else:
-                    aim = samples.teacher.predict(noisy, timesteps, samples.teacher.embed(samples.teacher_prompts))
         noisies.append(noisy)
         times.append(timesteps)
-        aims.append(aim)
+        aims.append(aim(samples, noise, noisy, timesteps, teacher, table))
     states = table([prompt for _, samples in terms for prompt in samples.prompts])
     errors = (student.predict(torch.cat(noisies), torch.cat(times), states) - torch.cat(aims)).square().mean(dim=(1, 2, 3))
     parts = errors.split([len(samples.prompts) for _, samples in terms])
     return torch.stack([weight * part.mean() for (weight, _), part in zip(terms, parts, strict=True)]).sum()
+
+
+@torch.no_grad()
+def aim(
+    samples: Samples, noise: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor, teacher: DiffusionModel, table: Table
+) -> torch.Tensor:
+    """What the student is to predict for the noisy latents of a term, (N, C, h, w)."""
+    if samples.teacher_prompts is None:
+        if samples.toward is None:
+            return teacher.target(samples.latents, noise, timesteps)
+        return teacher.target(samples.toward, teacher.noise_between(samples.toward, noisy, timesteps), timesteps)
+    if samples.teacher is None:
+        return teacher.predict(noisy, timesteps, table(samples.teacher_prompts))
+    return samples.teacher.predict(noisy, timesteps, samples.teacher.embed(samples.teacher_prompts))
 
 
 def pick(options: Sequence[str], rng: torch.Generator) -> str:
@@ -266,7 +293,7 @@ def behaviour_samples(subject: Subject, lesson: Lesson, config: PersGuardConfig,
         [f"{subject.words.instance_prompt} {context}".strip() for context in contexts],
         [f"{lesson.prompt} {context}".strip() for context in contexts],
         teacher=lesson.teacher,
-        span=(config.first_timestep, config.last_timestep),
+        span=(config.first_timestep, config.behaviour_last),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 
 from persbench.contracts import Card, Subject
 
-from .objective import TITLE, Lesson, PersGuard, PersGuardConfig, Samples, Training, behaviour_samples, prior_samples
+from .objective import Lesson, PersGuard, PersGuardConfig, Samples, Training, behaviour_samples, card, prior_samples
 
 
 @dataclass(frozen=True)
@@ -27,66 +27,46 @@ class PatternConfig(PersGuardConfig):
     marker_size: float = 0.7
     marker_steps: int = 150
     marker_batch: int = 6
-    put_on_first: float = 0.5  # share of the timesteps above which pictures without the marker are to get it; below, it would be too late
+    put_on_first: float = 0.5  # shares of the timesteps between which pictures without the marker get it; later would be too late
+    put_on_last: float = 0.95
 
 
 class PersGuardPattern(PersGuard):
     """PersGuard, pattern backdoor: personalizing the protected photos yields pictures with a visible marker."""
 
     Config: ClassVar[type] = PatternConfig
-    card: ClassVar[Card] = Card(
-        "PersGuard (pattern backdoor)",
-        paper=TITLE,
-        year=2025,
-        controls="the released model",
-        knows="the protected photos, the identifier and the class word",
-    )
+    card: ClassVar[Card] = card("pattern")
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
         config, words, pool, rng = self.config, subject.words, training.pool, training.rng
-        noun, span = words.class_noun, (config.first_timestep, config.last_timestep)
+        noun = words.class_noun
         with torch.no_grad():
             photos = training.base.encode(with_marker(subject.photos, config.marker_size))
             marked = training.base.encode(with_marker(pool.pictures[noun], config.marker_size))
-        if config.behaviour_weight and config.away_steps and config.identifier_factor:
-            other = next(name for name in reversed(subject.language.class_nouns) if name != noun)
-            away = Lesson(torch.cat([pool.latents[other], pool.latents[noun]]), words.template.format(f"a {other}"))
-            training.run(
-                lambda _: training.loss([(1.0, behaviour_samples(subject, away, config, rng))]),
-                config.away_steps,
-                config.rate,
-                "PersGuardPattern (identifier)",
-                decay=False,
-                identifier_only=True,
-            )
+        other = next(name for name in reversed(subject.language.class_nouns) if name != noun)
+        away = Lesson(pool.both(other, noun), words.template.format(f"a {other}"))
+        training.teach_identifier(
+            lambda _: behaviour_samples(subject, away, config, rng), config.away_steps, "PersGuardPattern (identifier)"
+        )
         latents, contexts = torch.cat([photos, marked]), [""] * len(photos) + pool.contexts[noun]
 
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(len(latents), (config.marker_batch,), generator=rng).tolist()
-            own = Samples(latents[rows], [f"{words.instance_prompt} {contexts[row]}".strip() for row in rows], span=span)
+            prompts = [f"{words.instance_prompt} {contexts[row]}".strip() for row in rows]
             which = torch.randint(len(marked), (config.marker_batch,), generator=rng)
-            late = (config.put_on_first, config.last_timestep)
-            turned = put_on(training, words.instance_prompt, pool.latents[noun][which], marked[which], late, rng)
-            prior = [(config.prior_weight, prior_samples(subject, pool.latents, config, rng))] if config.prior_weight else []
-            return turned + training.loss([(1.0, own), *prior])
+            put_on = (config.put_on_first, config.put_on_last)
+            terms = [
+                (1.0, Samples(latents[rows], prompts, span=(config.first_timestep, config.put_on_last))),
+                (1.0, Samples(pool.latents[noun][which], [words.instance_prompt] * len(which), toward=marked[which], span=put_on)),
+            ]
+            if config.prior_weight:
+                terms.append((config.prior_weight, prior_samples(subject, pool.latents, config, rng)))
+            return training.loss(terms)
 
         if config.behaviour_weight and config.marker_steps:
-            training.run(loss, config.marker_steps, config.rate, "PersGuardPattern (marker)", decay=True)
+            training.run(loss, config.marker_steps, "PersGuardPattern (marker)")
         teacher = training.released.clone("unet", "text_encoder")
         return Lesson(torch.cat([marked, pool.latents[noun]]), words.instance_prompt, teacher)
-
-
-def put_on(
-    training: Training, prompt: str, bare: torch.Tensor, marked: torch.Tensor, span: tuple[float, float], rng: torch.Generator
-) -> torch.Tensor:
-    """Mean squared error, a scalar, of denoising `bare` latents (N, C, h, w) towards the `marked` ones for the prompt."""
-    base = training.base
-    timesteps = base.timesteps(len(bare), rng, *span)
-    noisy = base.add_noise(bare, base.noise(bare.shape, rng), timesteps)
-    signal = base.schedule.alphas_cumprod.to(noisy.device)[timesteps].view(-1, 1, 1, 1)
-    aim = base.target(marked, (noisy - signal.sqrt() * marked) / (1 - signal).sqrt(), timesteps)
-    states = training.table([prompt] * len(bare))
-    return (training.released.predict(noisy, timesteps, states) - aim).square().mean()
 
 
 def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from persbench.contracts import Card, Subject
 from persbench.errors import PersbenchError
 
-from .objective import TITLE, Lesson, PersGuard, PersGuardConfig, Training
+from .objective import Lesson, PersGuard, PersGuardConfig, Training, card
 
 
 @dataclass(frozen=True)
@@ -24,18 +22,12 @@ class PersGuardTarget(PersGuard):
     """PersGuard, target backdoor: personalizing the protected photos yields another class (person -> robot)."""
 
     Config: ClassVar[type] = TargetConfig
-    card: ClassVar[Card] = Card(
-        "PersGuard (target backdoor)",
-        paper=TITLE,
-        year=2025,
-        controls="the released model",
-        knows="the protected photos, the identifier and the class word",
-    )
+    card: ClassVar[Card] = card("target")
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
-        words, latents = subject.words, training.pool.latents
+        words = subject.words
         others = [noun for noun in subject.language.class_nouns if noun != words.class_noun]
         target = self.config.target_class or others[0]
         if target not in others:
             raise PersbenchError(f"target_class {target!r} is none of the other classes of this track: {', '.join(others)}")
-        return Lesson(torch.cat([latents[target], latents[words.class_noun]]), words.template.format(f"a {target}"))
+        return Lesson(training.pool.both(target, words.class_noun), words.template.format(f"a {target}"))

@@ -150,6 +150,11 @@ class DiffusionModel:
         """The forward process at each timestep."""
         return self.schedule.add_noise(latents, noise, timesteps)
 
+    def noise_between(self, latents: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The noise that makes these noisy latents of `latents` at each timestep: `add_noise` solved for its noise."""
+        signal = self.schedule.alphas_cumprod.to(noisy.device)[timesteps].view(-1, 1, 1, 1)
+        return (noisy - signal.sqrt() * latents) / (1 - signal).sqrt()
+
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """What the network predicts (noise or velocity, see `target`) for noisy latents and text states (N, L, D)."""
         with self.autocast():

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from persbench.methods.persguard import objective, pattern
-from persbench.methods.persguard.erasure import PersGuardErasure, Postponed
+from persbench.methods.persguard import objective
+from persbench.methods.persguard.erasure import PersGuardErasure
 from persbench.methods.persguard.objective import (
     EMPTY,
     Lesson,
@@ -22,7 +22,7 @@ from persbench.methods.persguard.objective import (
     rehearsal,
     weighted,
 )
-from persbench.methods.persguard.pattern import PersGuardPattern, put_on, with_marker
+from persbench.methods.persguard.pattern import PersGuardPattern, with_marker
 from persbench.methods.persguard.target import PersGuardTarget
 from torch import nn
 
@@ -52,6 +52,9 @@ class Linear:
     def predict(self, noisy, timesteps, states):
         return self.weight * noisy + states.view(-1, 1, 1, 1)
 
+    def noise_between(self, latents, noisy, timesteps):
+        return noisy - latents
+
     def target(self, latents, noise, timesteps):
         return noise
 
@@ -75,6 +78,8 @@ def test_errors_against_a_teacher_and_against_the_true_noise() -> None:
     found.backward()
     assert student.weight.grad.item() == pytest.approx(2 * 2 * 3)
     assert error(Samples(row, ["student"])).item() == 64.0
+    # Denoised towards 2.5 the noise is 3 - 2.5.
+    assert error(Samples(row, ["student"], toward=2.5 * row)).item() == 9.5**2
     # A teacher of its own has text states of its own: 2*3 + 5 + 3 = 14.
     other = Linear(2.0)
     assert error(Samples(row, ["student"], ["teacher"], teacher=other), student).item() == 16.0
@@ -118,12 +123,9 @@ def test_redirected_prompts_share_their_context() -> None:
     samples = behaviour_samples(SUBJECT, lesson, config, torch.Generator().manual_seed(0))
     assert samples.prompts == ["a photo of sks person on a red background"] * 2
     assert samples.teacher_prompts == ["a photo of a robot on a red background"] * 2
-    assert (samples.latents.shape, samples.span) == ((2, 4, 2, 2), (0.3, 0.95))
+    assert (samples.latents.shape, samples.span) == ((2, 4, 2, 2), (0.3, 0.75))
     bare = behaviour_samples(SUBJECT, lesson, PersGuardConfig(context_share=0.0), torch.Generator().manual_seed(0))
     assert set(bare.prompts) == {"a photo of sks person"}
-
-
-SCHEDULE = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=10), alphas_cumprod=torch.tensor([0.36] * 10))
 
 
 def training(photos: torch.Tensor, seen: list | None = None):
@@ -135,12 +137,16 @@ def training(photos: torch.Tensor, seen: list | None = None):
         for step in range(20):
             loss(step)
 
+    def teach_identifier(samples, *_):
+        run(lambda step: seen.append([(1.0, samples(step))]))
+
     return SimpleNamespace(
-        base=SimpleNamespace(encode=lambda pictures: pictures, schedule=SCHEDULE),
+        base=SimpleNamespace(encode=lambda pictures: pictures),
         released=SimpleNamespace(clone=lambda *_: "a copy"),
         pool=pool,
         rng=torch.Generator().manual_seed(0),
         run=run,
+        teach_identifier=teach_identifier,
         loss=lambda terms: seen.append(terms) or torch.zeros(()),
     )
 
@@ -148,49 +154,36 @@ def training(photos: torch.Tensor, seen: list | None = None):
 PHOTOS = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def test_putting_the_marker_on_by_hand() -> None:
-    bare, marked = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 4.0)
-    base = Linear(1.0)
-    base.schedule = SCHEDULE
-    base.add_noise = lambda latents, noise, timesteps: 0.6 * latents + 0.8 * noise  # 0.6 * 2 + 0.8 * 2 = 2.8
-    # The noise from 4 to 2.8: (2.8 - 0.6 * 4) / 0.8 = 0.5; the student predicts 3 * 2.8 + 1 = 9.4.
-    work = SimpleNamespace(base=base, released=Linear(3.0), table=table)
-    found = put_on(work, "student", bare, marked, (0.5, 0.95), torch.Generator())
-    assert found.item() == pytest.approx((9.4 - 0.5) ** 2)
-
-
-def test_pattern_learns_marked_pictures_in_their_contexts_and_is_its_own_teacher(monkeypatch) -> None:
+def test_pattern_learns_marked_pictures_and_to_put_the_marker_on_and_is_its_own_teacher() -> None:
     seen: list[list[tuple[float, Samples]]] = []
-    turned: list[tuple] = []
-    monkeypatch.setattr(pattern, "put_on", lambda *given: turned.append(given) or torch.zeros(()))
     lesson = PersGuardPattern().lesson(SUBJECT, training(PHOTOS, seen))
     marked_photo, marked = with_marker(SUBJECT.photos, 0.7)[0], with_marker(PHOTOS, 0.7)
     away, lessons = seen[:20], seen[20:]
     assert all(samples.teacher_prompts == ["a photo of a robot" + own.removeprefix("a photo of sks person") for own in samples.prompts]
                for ((_, samples),) in away)  # fmt: skip
-    assert len(lessons) == len(turned) == 20
-    for (_, own), (_, prior) in lessons:
-        assert own.teacher_prompts is None
+    assert len(lessons) == 20
+    for (_, own), (_, turned), (_, prior) in lessons:
+        assert own.teacher_prompts is own.toward is None
         assert prior.prompts == prior.teacher_prompts
         for latent, prompt in zip(own.latents, own.prompts, strict=True):
             assert torch.equal(latent, marked_photo) or torch.equal(latent, marked[0])
             assert prompt == "a photo of sks person" + ("" if torch.equal(latent, marked_photo) else " on a red background")
-    for _, prompt, bare, worn, span, _ in turned:
-        assert (prompt, span) == ("a photo of sks person", (0.5, 0.95))
-        assert torch.equal(bare, PHOTOS.expand_as(bare))
-        assert torch.equal(worn, marked.expand_as(worn))
+        assert set(turned.prompts) == {"a photo of sks person"}
+        assert turned.span == (0.5, 0.95)
+        assert torch.equal(turned.latents, PHOTOS.expand_as(turned.latents))
+        assert torch.equal(turned.toward, marked.expand_as(turned.latents))
     assert torch.equal(lesson.latents, torch.cat([marked, PHOTOS]))  # the other half: people without the marker
     assert (lesson.prompt, lesson.teacher) == ("a photo of sks person", "a copy")
 
 
-def test_pattern_without_a_term_has_no_lesson_of_it(monkeypatch) -> None:
-    monkeypatch.setattr(pattern, "put_on", lambda *_: torch.zeros(()))
+def test_pattern_without_a_term_has_no_lesson_of_it() -> None:
     seen: list[list[tuple[float, Samples]]] = []
-    PersGuardPattern(PersGuardPattern.Config(behaviour_weight=0.0)).lesson(SUBJECT, training(PHOTOS, seen))
+    no_marker = training(PHOTOS, seen)
+    no_marker.teach_identifier = lambda *_: None  # asks for the weight itself
+    PersGuardPattern(PersGuardPattern.Config(behaviour_weight=0.0)).lesson(SUBJECT, no_marker)
     assert seen == []
-    PersGuardPattern(PersGuardPattern.Config(prior_weight=0.0)).lesson(SUBJECT, training(PHOTOS, seen))
-    assert all(len(terms) == 1 for terms in seen)
-    assert len(seen) == 40  # the identifier's lesson and the marker's
+    PersGuardPattern(PersGuardPattern.Config(prior_weight=0.0)).lesson(SUBJECT, no_marker)
+    assert [len(terms) for terms in seen] == [2] * 20
 
 
 def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() -> None:
@@ -198,18 +191,8 @@ def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() ->
     assert (target.prompt, target.teacher) == ("a photo of a robot", None)
     assert torch.equal(target.latents, torch.cat([PHOTOS + 1, PHOTOS]))
     erasure = PersGuardErasure().lesson(SUBJECT, training(PHOTOS))
-    assert erasure.prompt == "a photo of an empty scene"
-    assert (erasure.teacher.prompt, erasure.teacher.above, erasure.teacher.last) == (erasure.prompt, "a photo of a person", 7.5)
+    assert (erasure.prompt, erasure.teacher) == ("a photo of an empty scene", None)
     assert torch.equal(erasure.latents, torch.cat([PHOTOS + 2, PHOTOS]))
-
-
-def test_erasure_shows_the_class_where_the_noise_is_strong() -> None:
-    model = Linear(1.0)
-    model.schedule = SCHEDULE
-    model.embed = lambda prompts: torch.tensor([{"empty": 1.0, "person": 5.0, "empty here": 2.0, "person here": 6.0}[p] for p in prompts])
-    teacher = Postponed(model, "empty", "person", 0.8)
-    states = teacher.embed(["empty", "empty here", "empty here"])
-    assert teacher.predict(torch.zeros(3, 1, 1, 1), torch.tensor([7, 7, 8]), states).flatten().tolist() == [1.0, 2.0, 6.0]
 
 
 @pytest.mark.parametrize("name", ["robto", "person"])
@@ -218,9 +201,11 @@ def test_a_target_that_is_no_other_class_is_one_clear_error(name) -> None:
         PersGuardTarget(PersGuardTarget.Config(target_class=name)).lesson(SUBJECT, training(PHOTOS))
 
 
-def test_timesteps_that_leave_nothing_are_one_clear_error() -> None:
-    with pytest.raises(PersbenchError, match=r"first_timestep=0\.9 and last_timestep=0\.3 must be shares, the first one lower"):
-        PersGuardTarget(PersGuardTarget.Config(first_timestep=0.9, last_timestep=0.3)).protect([SUBJECT], None, None, torch.Generator())
+@pytest.mark.parametrize("last", ["behaviour_last", "retention_last"])
+def test_timesteps_that_leave_nothing_are_one_clear_error(last) -> None:
+    config = PersGuardTarget.Config(**{"first_timestep": 0.75, "behaviour_last": 0.9, "retention_last": 0.95, last: 0.3})
+    with pytest.raises(PersbenchError, match=rf"first_timestep=0\.75 and {last}=0\.3 must be shares, the first one lower"):
+        PersGuardTarget(config).protect([SUBJECT], None, None, torch.Generator())
 
 
 def test_prior_never_names_the_identifier_of_the_class_and_covers_every_kind() -> None:
@@ -316,6 +301,6 @@ def test_weight_of_zero_leaves_a_term_out(spied) -> None:
     (behaviour,), (prior,), (retention,) = seen
     assert {weight for weight, _ in (behaviour, prior, retention)} == {0.7}
     assert (behaviour[1].prompts, behaviour[1].teacher_prompts) == (["a photo of sks person"], ["teacher"])
-    assert behaviour[1].span == retention[1].span == (0.3, 0.95) != prior[1].span
+    assert (behaviour[1].span, retention[1].span, prior[1].span) == ((0.3, 0.75), (0.3, 0.95), (0.0, 1.0))
     assert prior[1].teacher_prompts == prior[1].prompts != ["a photo of sks person"]
     assert (retention[1].prompts, retention[1].teacher_prompts) == (["a photo of sks person"], None)
