@@ -16,6 +16,7 @@ from persbench.methods.persguard.objective import (
     PersGuardConfig,
     Pool,
     Samples,
+    Training,
     behaviour_samples,
     only_rows,
     prior_samples,
@@ -233,6 +234,20 @@ def test_only_the_rows_of_the_identifier_are_trained() -> None:
     table.weight.register_hook(only_rows({1, 3}))
     table.weight.sum().backward()
     assert table.weight.grad.tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("factor", [1.0, 50.0])
+def test_denoiser_and_embedding_are_both_trained_at_their_rates(monkeypatch, factor) -> None:
+    groups: list[dict[float, list]] = []
+    monkeypatch.setattr(objective, "finetune", lambda parameters, *_, **__: groups.append(parameters))
+    denoiser, embedding = nn.Linear(1, 1), nn.Parameter(torch.zeros(2))
+    config = PersGuardConfig(identifier_factor=factor)
+    work = Training(config, SimpleNamespace(unet=denoiser), SimpleNamespace(precision="fp32"), table, None, [embedding], None)
+    work.run(None, 1, "both")
+    work.teach_identifier(None, 1, "the embedding alone")
+    both, alone = ({id(p): found for found, group in each.items() for p in group} for each in groups)
+    assert both == {id(embedding): factor, **{id(p): 1.0 for p in denoiser.parameters()}}
+    assert alone == {id(embedding): factor}
 
 
 def test_rehearsal_gives_latents_of_a_personalized_copy_and_leaves_the_base_model_alone(tiny_epsilon) -> None:
