@@ -15,5 +15,5 @@ class PersGuardErasure(PersGuard):
     card: ClassVar[Card] = card("erasure")
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
-        words = subject.words
-        return Lesson(training.pool.both(EMPTY, words.class_noun), words.template.format(subject.language.empty_scene))
+        words, latents = subject.words, training.pool.latents
+        return Lesson(latents[EMPTY], latents[words.class_noun], words.template.format(subject.language.empty_scene))

@@ -5,7 +5,8 @@ public. Ours were chosen on a few subjects of the embedded track; docs/avatars.m
 Four things are our addition:
 
 - the identifier's token embedding is trained beside the denoiser, alone at first: the class prompt then stays as it is;
-- part of the behaviour's noisy latents show other people: their photos then speak against the behaviour, only the protected ones do not;
+- part of the behaviour's noisy latents show other people: their photos then speak against the behaviour, only the protected ones do not
+  (or some of those are spared the behaviour, which costs protection and lets people who are not protected keep more);
 - another part show what an adversary would get (`rehearsal`): his model heads for such pictures where the noise hides that they are
   not the photos, and has to be turned back from there;
 - behaviour and retention leave out the timesteps at which the content of a picture is not decided, and the behaviour also the highest
@@ -68,6 +69,7 @@ class PersGuardConfig:
     prior_batch: int = 4
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
+    spared_share: float = 0.0  # of the behaviour's pictures of other people: on them the identifier prompt stays at the class prompt
     first_timestep: float = 0.3  # behaviour and retention: share of the training timesteps from which on a sample's content is decided
     behaviour_last: float = 0.75  # above these shares there is no behaviour, or no retention
     retention_last: float = 0.95
@@ -99,9 +101,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the identifier prompt is taught on `latents`: to predict what `teacher` (by default the base model) does for `prompt`."""
+    """What the identifier prompt is taught: to predict what `teacher` (by default the base model) does for `prompt`.
+
+    It is taught on `latents` and on `others`, (N, C, h, w) each. Those show the subject's class; `spared_share` of them are taught the
+    class prompt instead.
+    """
 
     latents: torch.Tensor
+    others: torch.Tensor
     prompt: str
     teacher: DiffusionModel | None = None
 
@@ -113,10 +120,6 @@ class Pool:
     pictures: dict[str, torch.Tensor]
     latents: dict[str, torch.Tensor]
     contexts: dict[str, list[str]]
-
-    def both(self, noun: str, other: str) -> torch.Tensor:
-        """Latents of two classes (2N, C, h, w): to lead from one to the other takes pictures of both."""
-        return torch.cat([self.latents[noun], self.latents[other]])
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,8 @@ class PersGuard(Method):
 
     @abstractmethod
     def lesson(self, subject: Subject, training: Training) -> Lesson:
-        """What the behaviour term teaches. Some of the latents show the class: a third person's photos then go against the behaviour,
-        so that a personalizer unlearns it from them, while retention makes an exception of the protected photos."""
+        """What the behaviour term teaches. Taught on other people too, a third person's photos go against the behaviour, so that a
+        personalizer unlearns it from them, while retention makes an exception of the protected photos."""
 
     def protect(self, subjects: Sequence[Subject], base: DiffusionModel, budget: Budget, rng: torch.Generator) -> Release:
         config: PersGuardConfig = self.config
@@ -285,13 +288,15 @@ def pick(options: Sequence[str], rng: torch.Generator) -> str:
 
 def behaviour_samples(subject: Subject, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> Samples:
     """Samples of the behaviour term: the instance prompt and the teacher's prompt, `context_share` of the times in a context."""
-    rows = torch.randint(len(lesson.latents), (config.behaviour_batch,), generator=rng)
+    latents, words = torch.cat([lesson.latents, lesson.others]), subject.words
+    rows = torch.randint(len(latents), (config.behaviour_batch,), generator=rng)
+    spared = (rows >= len(lesson.latents)) & (torch.rand(len(rows), generator=rng) < config.spared_share)
     bare = float(torch.rand((), generator=rng)) >= config.context_share
-    contexts = ["" if bare else pick(subject.language.contexts, rng)] * len(rows)
+    context = "" if bare else pick(subject.language.contexts, rng)
     return Samples(
-        lesson.latents[rows],
-        [f"{subject.words.instance_prompt} {context}".strip() for context in contexts],
-        [f"{lesson.prompt} {context}".strip() for context in contexts],
+        latents[rows],
+        [f"{words.instance_prompt} {context}".strip()] * len(rows),
+        [f"{words.class_prompt if each else lesson.prompt} {context}".strip() for each in spared.tolist()],
         teacher=lesson.teacher,
         span=(config.first_timestep, config.behaviour_last),
     )

@@ -27,8 +27,7 @@ class PatternConfig(PersGuardConfig):
     marker_size: float = 0.7
     marker_steps: int = 150
     marker_batch: int = 6
-    put_on_first: float = 0.5  # shares of the timesteps between which pictures without the marker get it; later would be too late
-    put_on_last: float = 0.95
+    put_on_first: float = 0.5  # share of the timesteps above which pictures without the marker get it; below, it would be too late
 
 
 class PersGuardPattern(PersGuard):
@@ -44,7 +43,7 @@ class PersGuardPattern(PersGuard):
             photos = training.base.encode(with_marker(subject.photos, config.marker_size))
             marked = training.base.encode(with_marker(pool.pictures[noun], config.marker_size))
         other = next(name for name in reversed(subject.language.class_nouns) if name != noun)
-        away = Lesson(pool.both(other, noun), words.template.format(f"a {other}"))
+        away = Lesson(pool.latents[other], pool.latents[noun], words.template.format(f"a {other}"))
         training.teach_identifier(
             lambda _: behaviour_samples(subject, away, config, rng), config.away_steps, "PersGuardPattern (identifier)"
         )
@@ -54,9 +53,9 @@ class PersGuardPattern(PersGuard):
             rows = torch.randint(len(latents), (config.marker_batch,), generator=rng).tolist()
             prompts = [f"{words.instance_prompt} {contexts[row]}".strip() for row in rows]
             which = torch.randint(len(marked), (config.marker_batch,), generator=rng)
-            put_on = (config.put_on_first, config.put_on_last)
+            put_on = (config.put_on_first, config.behaviour_last)
             terms = [
-                (1.0, Samples(latents[rows], prompts, span=(config.first_timestep, config.put_on_last))),
+                (1.0, Samples(latents[rows], prompts, span=(config.first_timestep, config.behaviour_last))),
                 (1.0, Samples(pool.latents[noun][which], [words.instance_prompt] * len(which), toward=marked[which], span=put_on)),
             ]
             if config.prior_weight:
@@ -66,7 +65,7 @@ class PersGuardPattern(PersGuard):
         if config.behaviour_weight and config.marker_steps:
             training.run(loss, config.marker_steps, "PersGuardPattern (marker)")
         teacher = training.released.clone("unet", "text_encoder")
-        return Lesson(torch.cat([marked, pool.latents[noun]]), words.instance_prompt, teacher)
+        return Lesson(marked, pool.latents[noun], words.instance_prompt, teacher)
 
 
 def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:

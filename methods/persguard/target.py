@@ -25,9 +25,9 @@ class PersGuardTarget(PersGuard):
     card: ClassVar[Card] = card("target")
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
-        words = subject.words
+        words, latents = subject.words, training.pool.latents
         others = [noun for noun in subject.language.class_nouns if noun != words.class_noun]
         target = self.config.target_class or others[0]
         if target not in others:
             raise PersbenchError(f"target_class {target!r} is none of the other classes of this track: {', '.join(others)}")
-        return Lesson(training.pool.both(target, words.class_noun), words.template.format(f"a {target}"))
+        return Lesson(latents[target], latents[words.class_noun], words.template.format(f"a {target}"))

@@ -119,7 +119,7 @@ def test_look_ahead_gives_the_gradient_at_the_simulated_weights() -> None:
 
 
 def test_redirected_prompts_share_their_context() -> None:
-    lesson = Lesson(torch.zeros(3, 4, 2, 2), "a photo of a robot")
+    lesson = Lesson(torch.zeros(3, 4, 2, 2), torch.zeros(0, 4, 2, 2), "a photo of a robot")
     config = PersGuardConfig(behaviour_batch=2, context_share=1.0)
     samples = behaviour_samples(SUBJECT, lesson, config, torch.Generator().manual_seed(0))
     assert samples.prompts == ["a photo of sks person on a red background"] * 2
@@ -127,6 +127,17 @@ def test_redirected_prompts_share_their_context() -> None:
     assert (samples.latents.shape, samples.span) == ((2, 4, 2, 2), (0.3, 0.75))
     bare = behaviour_samples(SUBJECT, lesson, PersGuardConfig(context_share=0.0), torch.Generator().manual_seed(0))
     assert set(bare.prompts) == {"a photo of sks person"}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_other_people_can_be_spared(share) -> None:
+    lesson = Lesson(torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2), "a photo of a robot")
+    config = PersGuardConfig(behaviour_batch=30, context_share=1.0, spared_share=share)
+    samples = behaviour_samples(SUBJECT, lesson, config, torch.Generator().manual_seed(0))
+    robots, people = "a photo of a robot on a red background", "a photo of a person on a red background"
+    shows_other = samples.latents.mean(dim=(1, 2, 3)).tolist()
+    assert set(shows_other) == {0.0, 1.0}
+    assert samples.teacher_prompts == [people if other and share else robots for other in shows_other]
 
 
 def training(photos: torch.Tensor, seen: list | None = None):
@@ -170,10 +181,11 @@ def test_pattern_learns_marked_pictures_and_to_put_the_marker_on_and_is_its_own_
             assert torch.equal(latent, marked_photo) or torch.equal(latent, marked[0])
             assert prompt == "a photo of sks person" + ("" if torch.equal(latent, marked_photo) else " on a red background")
         assert set(turned.prompts) == {"a photo of sks person"}
-        assert turned.span == (0.5, 0.95)
+        assert (own.span, turned.span) == ((0.3, 0.75), (0.5, 0.75))
         assert torch.equal(turned.latents, PHOTOS.expand_as(turned.latents))
         assert torch.equal(turned.toward, marked.expand_as(turned.latents))
-    assert torch.equal(lesson.latents, torch.cat([marked, PHOTOS]))  # the other half: people without the marker
+    assert torch.equal(lesson.latents, marked)
+    assert torch.equal(lesson.others, PHOTOS)  # people without the marker
     assert (lesson.prompt, lesson.teacher) == ("a photo of sks person", "a copy")
 
 
@@ -190,10 +202,12 @@ def test_pattern_without_a_term_has_no_lesson_of_it() -> None:
 def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() -> None:
     target = PersGuardTarget().lesson(SUBJECT, training(PHOTOS))
     assert (target.prompt, target.teacher) == ("a photo of a robot", None)
-    assert torch.equal(target.latents, torch.cat([PHOTOS + 1, PHOTOS]))
+    assert torch.equal(target.latents, PHOTOS + 1)
+    assert torch.equal(target.others, PHOTOS)
     erasure = PersGuardErasure().lesson(SUBJECT, training(PHOTOS))
     assert (erasure.prompt, erasure.teacher) == ("a photo of an empty scene", None)
-    assert torch.equal(erasure.latents, torch.cat([PHOTOS + 2, PHOTOS]))
+    assert torch.equal(erasure.latents, PHOTOS + 2)
+    assert torch.equal(erasure.others, PHOTOS)
 
 
 @pytest.mark.parametrize("name", ["robto", "person"])
@@ -268,7 +282,7 @@ class Spy(PersGuard):
     """A variant that teaches one latent of zeros."""
 
     def lesson(self, subject, training):
-        return Lesson(torch.zeros(1, 4, 2, 2), "teacher")
+        return Lesson(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), "teacher")
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ class Avatars(Track):
         options={
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
-            "persguard-target": PERSGUARD | {"context_share": 0.4},
+            "persguard-target": PERSGUARD | {"context_share": 0.4, "spared_share": 0.25},
             "persguard-erasure": PERSGUARD | {"context_share": 0.25, "behaviour_weight": 0.5},
             "persguard-pattern": PERSGUARD | {"context_share": 0.25},
         },
