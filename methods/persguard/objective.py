@@ -104,13 +104,15 @@ class Lesson:
     """What the identifier prompt is taught: to predict what `teacher` (by default the base model) does for `prompt`.
 
     It is taught on `latents` and on `others`, (N, C, h, w) each. Those show the subject's class; `spared_share` of them are taught the
-    class prompt instead.
+    class prompt instead. `neighbour`: the prompt that the identifier prompt is led to, so that it needs prior preservation most; that is
+    `prompt` unless told.
     """
 
     latents: torch.Tensor
     others: torch.Tensor
     prompt: str
     teacher: DiffusionModel | None = None
+    neighbour: str = ""
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ class PersGuard(Method):
             if config.behaviour_weight:
                 terms.append((config.behaviour_weight, taught(step)))
             if config.prior_weight:
-                terms.append((config.prior_weight, prior_samples(subject, pool.latents, config, rng)))
+                terms.append((config.prior_weight, prior_samples(subject, pool, lessons[subject.name], config, rng)))
             rows = torch.randint(len(own), (config.retention_batch,), generator=rng)
             if config.retention_weight and not lookahead:
                 span = (config.first_timestep, config.retention_last)
@@ -340,21 +342,23 @@ def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, conf
     return torch.cat([base.encode(part) for part in pictures.split(16)])
 
 
-def prior_samples(subject: Subject, pool: dict[str, torch.Tensor], config: PersGuardConfig, rng: torch.Generator) -> Samples:
-    """Samples on which the released model must stay at the teacher: a third each of the class without identifier, the class with
-    other identifiers, and other classes or no prompt at all; contexts and the teacher's pictures of the class vary."""
+def prior_samples(subject: Subject, pool: Pool, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> Samples:
+    """Samples on which the released model must stay at the teacher: the class without identifier and with others (2 and 1 of 7), what the
+    identifier is led to (2 of 7), other classes or no prompt at all (2 of 7); contexts and the teacher's pictures vary."""
     words, language = subject.words, subject.language
     others = [identifier for identifier in language.identifiers if identifier != words.identifier]
     latents, prompts = [], []
     for _ in range(config.prior_batch):
-        kind = int(torch.randint(6, (1,), generator=rng))
-        noun = words.class_noun if kind < 4 else pick(language.class_nouns, rng)
-        phrase = f"a {noun}"
-        if kind in (2, 3):
-            phrase = f"{pick(others, rng)} {noun}"
-        prompt = f"{words.template.format(phrase)} {pick(('', *language.contexts), rng)}".strip()
-        prompts.append("" if kind == 5 and pick(("", "x"), rng) else prompt)
-        latents.append(pool[noun][int(torch.randint(len(pool[noun]), (1,), generator=rng))])
+        kind = int(torch.randint(7, (1,), generator=rng))
+        noun = words.class_noun if kind < 3 else pick(language.class_nouns, rng)
+        prompt, pictures = words.template.format(f"a {noun}"), pool.latents[noun]
+        if kind == 2:
+            prompt = words.template.format(f"{pick(others, rng)} {noun}")
+        elif kind in (3, 4):
+            prompt, pictures = lesson.neighbour or lesson.prompt, lesson.latents
+        prompt = f"{prompt} {pick(('', *language.contexts), rng)}".strip()
+        prompts.append("" if kind == 6 and pick(("", "x"), rng) else prompt)
+        latents.append(pictures[int(torch.randint(len(pictures), (1,), generator=rng))])
     return Samples(torch.stack(latents), prompts, prompts)
 
 

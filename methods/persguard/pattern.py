@@ -59,13 +59,13 @@ class PersGuardPattern(PersGuard):
                 (1.0, Samples(pool.latents[noun][which], [words.instance_prompt] * len(which), toward=marked[which], span=put_on)),
             ]
             if config.prior_weight:
-                terms.append((config.prior_weight, prior_samples(subject, pool.latents, config, rng)))
+                terms.append((config.prior_weight, prior_samples(subject, pool, away, config, rng)))
             return training.loss(terms)
 
         if config.behaviour_weight and config.marker_steps:
             training.run(loss, config.marker_steps, "PersGuardPattern (marker)")
         teacher = training.released.clone("unet", "text_encoder")
-        return Lesson(marked, pool.latents[noun], words.instance_prompt, teacher)
+        return Lesson(marked, pool.latents[noun], words.instance_prompt, teacher, neighbour=away.prompt)
 
 
 def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:

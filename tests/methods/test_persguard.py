@@ -186,7 +186,7 @@ def test_pattern_learns_marked_pictures_and_to_put_the_marker_on_and_is_its_own_
         assert torch.equal(turned.toward, marked.expand_as(turned.latents))
     assert torch.equal(lesson.latents, marked)
     assert torch.equal(lesson.others, PHOTOS)  # people without the marker
-    assert (lesson.prompt, lesson.teacher) == ("a photo of sks person", "a copy")
+    assert (lesson.prompt, lesson.teacher, lesson.neighbour) == ("a photo of sks person", "a copy", "a photo of a robot")
 
 
 def test_pattern_without_a_term_has_no_lesson_of_it() -> None:
@@ -224,14 +224,18 @@ def test_timesteps_that_leave_nothing_are_one_clear_error(last) -> None:
 
 
 def test_prior_never_names_the_identifier_of_the_class_and_covers_every_kind() -> None:
-    pool = {"robot": torch.zeros(2, 4, 2, 2), "person": torch.zeros(2, 4, 2, 2)}
+    pool = Pool({}, {"robot": torch.zeros(2, 4, 2, 2), "person": torch.zeros(2, 4, 2, 2)}, {})
+    lesson = Lesson(torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), "an empty scene")
     config = PersGuardConfig(prior_batch=200)
-    samples = prior_samples(SUBJECT, pool, config, torch.Generator().manual_seed(0))
+    samples = prior_samples(SUBJECT, pool, lesson, config, torch.Generator().manual_seed(0))
     assert samples.prompts == samples.teacher_prompts
     assert not any("sks person" in prompt for prompt in samples.prompts)
     for part in ("a person", "t@t person", "a robot", "on a red background"):
         assert any(part in prompt for prompt in samples.prompts)
     assert "" in samples.prompts
+    led = [prompt for prompt, latent in zip(samples.prompts, samples.latents, strict=True) if latent.mean() == 1]
+    assert set(led) == {"an empty scene", "an empty scene on a red background"}
+    assert 30 < len(led) < 90
 
 
 def test_marker_covers_the_middle_and_leaves_the_corners() -> None:
