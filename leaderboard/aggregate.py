@@ -90,6 +90,8 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
         if not found or least is None:
             return None
         seen = values.get(("detected", prefix + label), [1.0] * len(found))
+        if len(seen) != len(found):  # some pictures gave an error row
+            return None
         return [max(value, least) if there else least for value, there in zip(found, seen, strict=True)]
 
     def similarity(label: str, prefix: str = "") -> float | None:

@@ -60,6 +60,10 @@ def test_a_picture_without_anybody_of_the_class_counts_as_the_floor() -> None:
     found = score(record(leak=0.5, rows=seen))
     assert found.leak == pytest.approx((0.1 + 0.55) / 2)  # 0.45 and 0.55 to the judges; the first shows a robot
     assert (found.shown, found.detected) == (0.5, 0.5)
+    seen[0] |= {"value": None, "error": "out of memory"}
+    broken = score(record(leak=0.5, rows=seen))
+    assert (broken.leak, broken.protection, broken.shown) == (None, None, None)
+    assert broken.errors == ("out of memory",)
 
 
 def test_a_control_that_did_not_learn_is_void_not_good() -> None:
