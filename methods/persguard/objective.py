@@ -69,7 +69,7 @@ class PersGuardConfig:
     prior_batch: int = 4
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
-    spared_share: float = 0.0  # of the behaviour's pictures of other people: on them the identifier prompt stays at the class prompt
+    spared_share: float = 0.0  # of other people's pictures, in contexts: on them the identifier prompt stays at the class prompt
     first_timestep: float = 0.3  # behaviour and retention: share of the training timesteps from which on a sample's content is decided
     behaviour_last: float = 0.75  # above these shares there is no behaviour, or no retention
     retention_last: float = 0.95
@@ -160,10 +160,10 @@ class Training:
             half=self.base.precision == "fp16",
         )
 
-    def teach_identifier(self, samples: Callable[[int], Samples], steps: int, description: str) -> None:
+    def teach_identifier(self, terms: Callable[[int], Sequence[tuple[float, Samples]]], steps: int, description: str) -> None:
         """Teach the identifier's embedding alone, so that the denoiser need not change for other prompts."""
         if steps and self.embedding and self.config.behaviour_weight:
-            self.run(lambda step: self.loss([(1.0, samples(step))]), steps, description, decay=False, identifier_only=True)
+            self.run(lambda step: self.loss(terms(step)), steps, description, decay=False, identifier_only=True)
 
 
 class PersGuard(Method):
@@ -213,16 +213,16 @@ class PersGuard(Method):
             else None
         )
 
-        def taught(step: int) -> Samples:
+        def behaviour(step: int) -> list[tuple[float, Samples]]:
             subject = subjects[step % len(subjects)]
-            return behaviour_samples(subject, lessons[subject.name], config, rng)
+            return behaviour_terms(subject, lessons[subject.name], config, rng)
 
         def loss(step: int) -> torch.Tensor:
             subject = subjects[step % len(subjects)]
             words, own = subject.words, photos[subject.name]
-            terms = []
+            terms: list[tuple[float, Samples]] = []
             if config.behaviour_weight:
-                terms.append((config.behaviour_weight, taught(step)))
+                terms += [(config.behaviour_weight * share, samples) for share, samples in behaviour(step)]
             if config.prior_weight:
                 terms.append((config.prior_weight, prior_samples(subject, pool, lessons[subject.name], config, rng)))
             rows = torch.randint(len(own), (config.retention_batch,), generator=rng)
@@ -232,16 +232,16 @@ class PersGuard(Method):
             # The look-ahead moves the weights and puts them back: it has to be done before a graph is built on them.
             ahead = torch.zeros(())
             if lookahead:
-                wanted = taught(step)
+                wanted = behaviour(step)
                 states = table([words.instance_prompt] * len(rows)).detach()
                 ahead = config.retention_weight * lookahead.surrogate(
                     step,
                     adversary=lambda: released.loss(own[rows], states, rng).mean(),
-                    behaviour=lambda: training.loss([(1.0, wanted)]),
+                    behaviour=lambda: training.loss(wanted),
                 )
             return ahead + training.loss(terms) if terms else ahead
 
-        training.teach_identifier(taught, config.warmup_steps, f"{name} (identifier)")
+        training.teach_identifier(behaviour, config.warmup_steps, f"{name} (identifier)")
         training.run(loss, config.steps, name)
         if hook:
             hook.remove()
@@ -288,20 +288,36 @@ def pick(options: Sequence[str], rng: torch.Generator) -> str:
     return options[int(torch.randint(len(options), (1,), generator=rng))]
 
 
-def behaviour_samples(subject: Subject, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> Samples:
-    """Samples of the behaviour term: the instance prompt and the teacher's prompt, `context_share` of the times in a context."""
+def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> list[tuple[float, Samples]]:
+    """Samples of the behaviour term and their weights, which sum to 1: the instance prompt and the teacher's prompt, `context_share` of the
+    times in a context.
+
+    A personalizer unlearns the bare prompt from other people's photos, but he never trains on contexts. There other people can be spared,
+    and a third of the samples hold the timesteps above `behaviour_last` at the class prompt: the identifier alone must not decide.
+    """
     latents, words = torch.cat([lesson.latents, lesson.others]), subject.words
     rows = torch.randint(len(latents), (config.behaviour_batch,), generator=rng)
-    spared = (rows >= len(lesson.latents)) & (torch.rand(len(rows), generator=rng) < config.spared_share)
     bare = float(torch.rand((), generator=rng)) >= config.context_share
     context = "" if bare else pick(subject.language.contexts, rng)
-    return Samples(
-        latents[rows],
-        [f"{words.instance_prompt} {context}".strip()] * len(rows),
-        [f"{words.class_prompt if each else lesson.prompt} {context}".strip() for each in spared.tolist()],
-        teacher=lesson.teacher,
-        span=(config.first_timestep, config.behaviour_last),
-    )
+    spared = (rows >= len(lesson.latents)) & (torch.rand(len(rows), generator=rng) < (0.0 if bare else config.spared_share))
+    held = 0 if bare or config.behaviour_last == 1 else round(config.behaviour_batch / 3)
+
+    def samples(part: slice, teacher_prompts: list[str], teacher: DiffusionModel | None, span: tuple[float, float]) -> Samples:
+        chosen = latents[rows[part]]
+        return Samples(
+            chosen,
+            [f"{words.instance_prompt} {context}".strip()] * len(chosen),
+            [f"{prompt} {context}".strip() for prompt in teacher_prompts],
+            teacher=teacher,
+            span=span,
+        )
+
+    prompts = [words.class_prompt if each else lesson.prompt for each in spared[held:].tolist()]
+    taught = samples(slice(held, None), prompts, lesson.teacher, (config.first_timestep, config.behaviour_last))
+    if not held:
+        return [(1.0, taught)]
+    share = held / config.behaviour_batch
+    return [(1 - share, taught), (share, samples(slice(held), [words.class_prompt] * held, None, (config.behaviour_last, 1.0)))]
 
 
 def teacher_pool(subject: Subject, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> Pool:

@@ -15,7 +15,7 @@ import torch
 
 from persbench.contracts import Card, Subject
 
-from .objective import Lesson, PersGuard, PersGuardConfig, Samples, Training, behaviour_samples, card, prior_samples
+from .objective import Lesson, PersGuard, PersGuardConfig, Samples, Training, behaviour_terms, card, prior_samples
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class PersGuardPattern(PersGuard):
             marked = training.base.encode(with_marker(pool.pictures[noun], config.marker_size))
         other = next(name for name in reversed(subject.language.class_nouns) if name != noun)
         away = Lesson(pool.latents[other], pool.latents[noun], words.template.format(f"a {other}"))
-        training.teach_identifier(
-            lambda _: behaviour_samples(subject, away, config, rng), config.away_steps, "PersGuardPattern (identifier)"
-        )
+        training.teach_identifier(lambda _: behaviour_terms(subject, away, config, rng), config.away_steps, "PersGuardPattern (identifier)")
         latents, contexts = torch.cat([photos, marked]), [""] * len(photos) + pool.contexts[noun]
 
         def loss(step: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from persbench.methods.persguard.objective import (
     Pool,
     Samples,
     Training,
-    behaviour_samples,
+    behaviour_terms,
     only_rows,
     prior_samples,
     rehearsal,
@@ -118,26 +118,35 @@ def test_look_ahead_gives_the_gradient_at_the_simulated_weights() -> None:
     assert weight.grad.item() == pytest.approx(0.5**2)  # and it starts again
 
 
-def test_redirected_prompts_share_their_context() -> None:
-    lesson = Lesson(torch.zeros(3, 4, 2, 2), torch.zeros(0, 4, 2, 2), "a photo of a robot")
-    config = PersGuardConfig(behaviour_batch=2, context_share=1.0)
-    samples = behaviour_samples(SUBJECT, lesson, config, torch.Generator().manual_seed(0))
-    assert samples.prompts == ["a photo of sks person on a red background"] * 2
-    assert samples.teacher_prompts == ["a photo of a robot on a red background"] * 2
-    assert (samples.latents.shape, samples.span) == ((2, 4, 2, 2), (0.3, 0.75))
-    bare = behaviour_samples(SUBJECT, lesson, PersGuardConfig(context_share=0.0), torch.Generator().manual_seed(0))
-    assert set(bare.prompts) == {"a photo of sks person"}
+LESSON = Lesson(torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2), "a photo of a robot")
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_other_people_can_be_spared(share) -> None:
-    lesson = Lesson(torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2), "a photo of a robot")
-    config = PersGuardConfig(behaviour_batch=30, context_share=1.0, spared_share=share)
-    samples = behaviour_samples(SUBJECT, lesson, config, torch.Generator().manual_seed(0))
+def behaviour(seed: int = 0, **config) -> list[tuple[float, Samples]]:
+    return behaviour_terms(SUBJECT, LESSON, PersGuardConfig(**config), torch.Generator().manual_seed(seed))
+
+
+def test_the_bare_prompt_is_redirected_on_all_latents() -> None:
+    ((share, samples),) = behaviour(behaviour_batch=30, context_share=0.0, spared_share=1.0)
+    assert share == 1.0
+    assert samples.prompts == ["a photo of sks person"] * 30
+    assert samples.teacher_prompts == ["a photo of a robot"] * 30
+    assert set(samples.latents.mean(dim=(1, 2, 3)).tolist()) == {0.0, 1.0}
+    assert samples.span == (0.3, 0.75)
+
+
+@pytest.mark.parametrize("spared", [0.0, 1.0])
+def test_in_contexts_other_people_can_be_spared_and_the_highest_timesteps_stay_at_the_class(spared) -> None:
+    (share, taught), (rest, held) = behaviour(behaviour_batch=30, context_share=1.0, spared_share=spared)
+    assert (share, rest) == pytest.approx((2 / 3, 1 / 3))
+    assert (len(taught.prompts), len(held.prompts)) == (20, 10)
+    assert set(taught.prompts + held.prompts) == {"a photo of sks person on a red background"}
     robots, people = "a photo of a robot on a red background", "a photo of a person on a red background"
-    shows_other = samples.latents.mean(dim=(1, 2, 3)).tolist()
+    shows_other = taught.latents.mean(dim=(1, 2, 3)).tolist()
     assert set(shows_other) == {0.0, 1.0}
-    assert samples.teacher_prompts == [people if other and share else robots for other in shows_other]
+    assert taught.teacher_prompts == [people if other and spared else robots for other in shows_other]
+    assert held.teacher_prompts == [people] * 10
+    assert (taught.span, held.span) == ((0.3, 0.75), (0.75, 1.0))
+    assert [len(samples.prompts) for _, samples in behaviour(behaviour_last=1.0, context_share=1.0)] == [6]
 
 
 def training(photos: torch.Tensor, seen: list | None = None):
@@ -149,8 +158,8 @@ def training(photos: torch.Tensor, seen: list | None = None):
         for step in range(20):
             loss(step)
 
-    def teach_identifier(samples, *_):
-        run(lambda step: seen.append([(1.0, samples(step))]))
+    def teach_identifier(terms, *_):
+        run(lambda step: seen.append(terms(step)))
 
     return SimpleNamespace(
         base=SimpleNamespace(encode=lambda pictures: pictures),
@@ -171,8 +180,7 @@ def test_pattern_learns_marked_pictures_and_to_put_the_marker_on_and_is_its_own_
     lesson = PersGuardPattern().lesson(SUBJECT, training(PHOTOS, seen))
     marked_photo, marked = with_marker(SUBJECT.photos, 0.7)[0], with_marker(PHOTOS, 0.7)
     away, lessons = seen[:20], seen[20:]
-    assert all(samples.teacher_prompts == ["a photo of a robot" + own.removeprefix("a photo of sks person") for own in samples.prompts]
-               for ((_, samples),) in away)  # fmt: skip
+    assert all("a photo of a robot" in terms[0][1].teacher_prompts[0] for terms in away)
     assert len(lessons) == 20
     for (_, own), (_, turned), (_, prior) in lessons:
         assert own.teacher_prompts is own.toward is None
@@ -310,7 +318,7 @@ def spied(monkeypatch):
 def test_the_behaviour_is_taught_on_what_the_rehearsal_drew_too(spied, monkeypatch) -> None:
     base, seen = spied
     monkeypatch.setattr(objective, "rehearsal", lambda *_: torch.ones(1, 4, 2, 2))
-    config = PersGuardConfig(behaviour_batch=50, warmup_steps=0, prior_weight=0.0, retention_weight=0.0)
+    config = PersGuardConfig(behaviour_batch=50, context_share=0.0, warmup_steps=0, prior_weight=0.0, retention_weight=0.0)
     Spy(config).protect([SUBJECT], base, None, torch.Generator().manual_seed(3))
     (((_, behaviour),),) = seen
     assert set(behaviour.latents.mean(dim=(1, 2, 3)).tolist()) == {0.0, 1.0}
