@@ -2,11 +2,12 @@
 
 This is a reimplementation from the paper's description, not the authors' code: the paper's coefficients, rates and batch sizes are not
 public. Ours were chosen on a few subjects of the embedded track; docs/avatars.md names them and holds what was tried and measured.
-Four things are our addition:
+Five things are our addition:
 
 - the identifier's token embedding is trained beside the denoiser, alone at first: the class prompt then stays as it is;
-- part of the behaviour's noisy latents show other people: their photos then speak against the behaviour, only the protected ones do not
-  (or some of those are spared the behaviour, which costs protection and lets people who are not protected keep more);
+- part of the behaviour's noisy latents show other people: their photos then speak against the behaviour, only the protected ones do not;
+- in contexts, on which nobody trains, the behaviour needs pictures like the protected ones: other people can be spared it, and the highest
+  timesteps stay at the class prompt;
 - another part show what an adversary would get (`rehearsal`): his model heads for such pictures where the noise hides that they are
   not the photos, and has to be turned back from there;
 - behaviour and retention leave out the timesteps at which the content of a picture is not decided, and the behaviour also the highest
