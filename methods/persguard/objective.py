@@ -71,8 +71,9 @@ class PersGuardConfig:
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
     spared_share: float = 0.0  # of other people's pictures, in contexts: on them the identifier prompt stays at the class prompt
-    first_timestep: float = 0.3  # behaviour and retention: share of the training timesteps from which on a sample's content is decided
-    behaviour_last: float = 0.75  # above these shares there is no behaviour, or no retention
+    behaviour_first: float = 0.3  # shares of the training timesteps between which the behaviour is taught
+    behaviour_last: float = 0.75
+    retention_first: float = 0.3  # and those between which the protected photos are mirrored
     retention_last: float = 0.95
     identifier_factor: float = 50.0  # the identifier's token embedding is trained too, at this multiple of `rate`; 0 freezes it
     warmup_steps: int = 50  # of the identifier's embedding alone, before the denoiser joins
@@ -180,11 +181,10 @@ class PersGuard(Method):
 
     def protect(self, subjects: Sequence[Subject], base: DiffusionModel, budget: Budget, rng: torch.Generator) -> Release:
         config: PersGuardConfig = self.config
-        for last in ("behaviour_last", "retention_last"):
-            if not 0 <= config.first_timestep < getattr(config, last) <= 1:
-                raise PersbenchError(
-                    f"first_timestep={config.first_timestep:g} and {last}={getattr(config, last):g} must be shares, the first one lower"
-                )
+        for term in ("behaviour", "retention"):
+            first, last = getattr(config, f"{term}_first"), getattr(config, f"{term}_last")
+            if not 0 <= first < last <= 1:
+                raise PersbenchError(f"{term}_first={first:g} and {term}_last={last:g} must be shares, the first one lower")
         name = type(self).__name__
         released = base.clone("unet", "text_encoder")
         if config.gradient_checkpointing:
@@ -228,7 +228,7 @@ class PersGuard(Method):
                 terms.append((config.prior_weight, prior_samples(subject, pool, lessons[subject.name], config, rng)))
             rows = torch.randint(len(own), (config.retention_batch,), generator=rng)
             if config.retention_weight and not lookahead:
-                span = (config.first_timestep, config.retention_last)
+                span = (config.retention_first, config.retention_last)
                 terms.append((config.retention_weight, Samples(own[rows], [words.instance_prompt] * len(rows), span=span)))
             # The look-ahead moves the weights and puts them back: it has to be done before a graph is built on them.
             ahead = torch.zeros(())
@@ -314,7 +314,7 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
         )
 
     prompts = [words.class_prompt if each else lesson.prompt for each in spared[held:].tolist()]
-    taught = samples(slice(held, None), prompts, lesson.teacher, (config.first_timestep, config.behaviour_last))
+    taught = samples(slice(held, None), prompts, lesson.teacher, (config.behaviour_first, config.behaviour_last))
     if not held:
         return [(1.0, taught)]
     share = held / config.behaviour_batch

@@ -53,7 +53,7 @@ class PersGuardPattern(PersGuard):
             which = torch.randint(len(marked), (config.marker_batch,), generator=rng)
             put_on = (config.put_on_first, config.behaviour_last)
             terms = [
-                (1.0, Samples(latents[rows], prompts, span=(config.first_timestep, config.behaviour_last))),
+                (1.0, Samples(latents[rows], prompts, span=(config.behaviour_first, config.behaviour_last))),
                 (1.0, Samples(pool.latents[noun][which], [words.instance_prompt] * len(which), toward=marked[which], span=put_on)),
             ]
             if config.prior_weight:

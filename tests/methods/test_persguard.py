@@ -224,10 +224,10 @@ def test_a_target_that_is_no_other_class_is_one_clear_error(name) -> None:
         PersGuardTarget(PersGuardTarget.Config(target_class=name)).lesson(SUBJECT, training(PHOTOS))
 
 
-@pytest.mark.parametrize("last", ["behaviour_last", "retention_last"])
-def test_timesteps_that_leave_nothing_are_one_clear_error(last) -> None:
-    config = PersGuardTarget.Config(**{"first_timestep": 0.75, "behaviour_last": 0.9, "retention_last": 0.95, last: 0.3})
-    with pytest.raises(PersbenchError, match=rf"first_timestep=0\.75 and {last}=0\.3 must be shares, the first one lower"):
+@pytest.mark.parametrize("term", ["behaviour", "retention"])
+def test_timesteps_that_leave_nothing_are_one_clear_error(term) -> None:
+    config = PersGuardTarget.Config(**{f"{term}_first": 0.9, f"{term}_last": 0.4})
+    with pytest.raises(PersbenchError, match=rf"{term}_first=0\.9 and {term}_last=0\.4 must be shares, the first one lower"):
         PersGuardTarget(config).protect([SUBJECT], None, None, torch.Generator())
 
 
