@@ -70,6 +70,7 @@ class PersGuardConfig:
     prior_batch: int = 4
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
+    held_share: float = 0.33  # of the behaviour's samples in contexts: the timesteps above `behaviour_last` at the class prompt
     spared_share: float = 0.0  # of other people's pictures, in contexts: on them the identifier prompt stays at the class prompt
     behaviour_first: float = 0.3  # shares of the training timesteps between which the behaviour is taught
     behaviour_last: float = 0.75
@@ -294,14 +295,14 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
     times in a context.
 
     A personalizer unlearns the bare prompt from other people's photos, but he never trains on contexts. There other people can be spared,
-    and a third of the samples hold the timesteps above `behaviour_last` at the class prompt: the identifier alone must not decide.
+    and `held_share` of the samples hold the timesteps above `behaviour_last` at the class prompt: the identifier alone must not decide.
     """
     latents, words = torch.cat([lesson.latents, lesson.others]), subject.words
     rows = torch.randint(len(latents), (config.behaviour_batch,), generator=rng)
     bare = float(torch.rand((), generator=rng)) >= config.context_share
     context = "" if bare else pick(subject.language.contexts, rng)
     spared = (rows >= len(lesson.latents)) & (torch.rand(len(rows), generator=rng) < (0.0 if bare else config.spared_share))
-    held = 0 if bare or config.behaviour_last == 1 else round(config.behaviour_batch / 3)
+    held = 0 if bare or config.behaviour_last == 1 else round(config.behaviour_batch * config.held_share)
 
     def samples(part: slice, teacher_prompts: list[str], teacher: DiffusionModel | None, span: tuple[float, float]) -> Samples:
         chosen = latents[rows[part]]

@@ -136,7 +136,7 @@ def test_the_bare_prompt_is_redirected_on_all_latents() -> None:
 
 @pytest.mark.parametrize("spared", [0.0, 1.0])
 def test_in_contexts_other_people_can_be_spared_and_the_highest_timesteps_stay_at_the_class(spared) -> None:
-    (share, taught), (rest, held) = behaviour(behaviour_batch=30, context_share=1.0, spared_share=spared)
+    (share, taught), (rest, held) = behaviour(behaviour_batch=30, context_share=1.0, spared_share=spared, held_share=1 / 3)
     assert (share, rest) == pytest.approx((2 / 3, 1 / 3))
     assert (len(taught.prompts), len(held.prompts)) == (20, 10)
     assert set(taught.prompts + held.prompts) == {"a photo of sks person on a red background"}
