@@ -55,7 +55,7 @@ class Avatars(Track):
         options={
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
-            "persguard-target": PERSGUARD | {"held_share": 0.17, "spared_share": 0.5},
+            "persguard-target": PERSGUARD | {"held_share": 0.0, "spared_share": 0.25},
             "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.3, "spared_share": 1.0},
             "persguard-pattern": PERSGUARD,
         },
