@@ -94,8 +94,11 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
             return None
         return [max(value, least) if there else least for value, there in zip(found, seen, strict=True)]
 
+    def by_one(judge: str, label: str, prefix: str = "") -> float | None:
+        return _mean(counted(judge, prefix, label) or ())
+
     def similarity(label: str, prefix: str = "") -> float | None:
-        each = [_mean(counted(judge, prefix, label) or ()) for judge in judges]
+        each = [by_one(judge, label, prefix) for judge in judges]
         return None if None in each or not each else _mean(each)
 
     def shown() -> float | None:
@@ -117,10 +120,7 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     leak, control, floor = similarity("attacked"), similarity("control"), similarity("floor")
     names = sorted({label.split(":")[1] for _, label in values if label.startswith("bystander:")})
     priors = sorted({label for _, label in values if label.startswith("prior:")})
-    by_judge = {
-        judge: _subtract_ratio(*(_mean(counted(judge, "", label) or ()) for label in ("attacked", "control", "floor")), margin)
-        for judge in judges
-    }
+    by_judge = {judge: _subtract_ratio(*(by_one(judge, label) for label in ("attacked", "control", "floor")), margin) for judge in judges}
     spent = record["stages"].get("protect", {})
     cell = record["cell"]
     return Score(

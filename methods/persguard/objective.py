@@ -6,10 +6,9 @@ Five things are our addition:
 
 - the identifier's token embedding is trained beside the denoiser, alone at first: the class prompt then stays as it is;
 - part of the behaviour's noisy latents show other people: their photos then speak against the behaviour, only the protected ones do not;
-- in contexts, on which nobody trains, the behaviour needs pictures like the protected ones: other people can be spared it, and the highest
-  timesteps stay at the class prompt;
 - another part show what an adversary would get (`rehearsal`): his model heads for such pictures where the noise hides that they are
   not the photos, and has to be turned back from there;
+- in contexts, on which nobody trains, other people can be spared the behaviour, and the highest timesteps can be held at the class prompt;
 - behaviour and retention leave out the timesteps at which the content of a picture is not decided, and the behaviour also the highest
   ones: so much noise hides whose photo it is, and what is taught there for protected people is taught for all.
 
@@ -20,7 +19,7 @@ One objective has three terms:
     retention   mirror: the loss that a personalizer will minimise on the protected photos is already small, so that its gradient has
                 little to change; lookahead: the behaviour holds after simulated fine-tuning steps on the protected photos
 
-theta is the released denoiser, theta0 the frozen base ("teacher"), x a protected photo, c the prompt of the third person:
+theta is the released denoiser, theta0 the frozen base ("teacher"), x a protected photo, c the prompt of what is shown instead:
 
     behaviour                    E ||eps_theta(z_t, t, "V* class") - eps_theta0(z_t, t, c)||^2
     prior                        E ||eps_theta(z_t, t, p) - eps_theta0(z_t, t, p)||^2
@@ -302,7 +301,7 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
     bare = float(torch.rand((), generator=rng)) >= config.context_share
     context = "" if bare else pick(subject.language.contexts, rng)
     spared = (rows >= len(lesson.latents)) & (torch.rand(len(rows), generator=rng) < (0.0 if bare else config.spared_share))
-    held = 0 if bare or config.behaviour_last == 1 else round(config.behaviour_batch * config.held_share)
+    held = 0 if bare or config.behaviour_last == 1 else min(round(len(rows) * config.held_share), len(rows) - 1)
 
     def samples(part: slice, teacher_prompts: list[str], teacher: DiffusionModel | None, span: tuple[float, float]) -> Samples:
         chosen = latents[rows[part]]
@@ -318,7 +317,7 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
     taught = samples(slice(held, None), prompts, lesson.teacher, (config.behaviour_first, config.behaviour_last))
     if not held:
         return [(1.0, taught)]
-    share = held / config.behaviour_batch
+    share = held / len(rows)
     return [(1 - share, taught), (share, samples(slice(held), [words.class_prompt] * held, None, (config.behaviour_last, 1.0)))]
 
 

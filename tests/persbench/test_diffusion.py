@@ -34,6 +34,14 @@ def test_timesteps_stay_between_the_shares_asked_for(tiny_epsilon) -> None:
     assert (int(found.min()) >= 300, int(found.max()) < 950, len(found.unique()) > 200) == (True, True, True)
 
 
+def test_the_noise_between_two_latents_leads_from_one_to_the_noisy_other(tiny_epsilon) -> None:
+    model, rng = DiffusionModel.load(tiny_epsilon), torch.Generator().manual_seed(0)
+    bare, marked = (model.noise((2, 4, 8, 8), rng) for _ in range(2))
+    timesteps = torch.tensor([300, 700])
+    noisy = model.add_noise(bare, model.noise(bare.shape, rng), timesteps)
+    assert torch.allclose(model.add_noise(marked, model.noise_between(marked, noisy, timesteps), timesteps), noisy, atol=1e-5)
+
+
 def test_a_decaying_rate_falls_along_a_line() -> None:
     """AdamW's first steps under a constant gradient move by the rate itself."""
     weight = torch.nn.Parameter(torch.zeros(1))
