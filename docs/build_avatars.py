@@ -47,7 +47,8 @@ MAIN = """## PersGuard under LoRA
 
 Protection: 0 no help, 1 as if the photos had never been seen; mean and 95% interval (bootstrap,
 clustered by subject). *Bystanders keep* is the share of their undefended personalization that others have with the released model.
-*Class prompts right* is how often "a photo of a person", of a robot, ... still shows that class.
+*Class prompts right* is how often "a photo of a person", of a robot, ... still shows that class. *Leak where seen* takes the pictures alone
+in which the text-image model sees somebody of the subject's class, as the judges gave it.
 
 {table}
 """
@@ -93,6 +94,7 @@ def main_table(groups: dict[tuple[str, str], list[Score]]) -> str:
             "class seen",
             "bystanders keep",
             "leak",
+            "leak where seen",
             "control",
             "floor",
             "alignment",
@@ -104,7 +106,7 @@ def main_table(groups: dict[tuple[str, str], list[Score]]) -> str:
         scores = groups.get((method, ""))
         if scores:
             total = line(method, "lora", scores)
-            means = ("leak", "control", "floor", "alignment", "prior_class")
+            means = ("leak", "leak_seen", "control", "floor", "alignment", "prior_class")
             rows.append(
                 [
                     f"`{method}`",

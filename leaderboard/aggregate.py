@@ -25,6 +25,7 @@ class Score:
     subject: str
     seed: int
     leak: float | None
+    leak_seen: float | None  # the same over the pictures that show somebody of the subject's class, as the judges gave it
     control: float | None
     floor: float | None
     protection: float | None
@@ -101,6 +102,14 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
         each = [by_one(judge, label, prefix) for judge in judges]
         return None if None in each or not each else _mean(each)
 
+    def similarity_seen() -> float | None:
+        there = values.get(("detected", "attacked"), ())
+        each = []
+        for judge in judges:
+            found = values.get((f"identity:{judge}", "attacked"), ())
+            each.append(_mean(value for value, seen in zip(found, there, strict=True) if seen) if len(found) == len(there) else None)
+        return None if None in each else _mean(each)
+
     def shown() -> float | None:
         found = []
         for judge in judges:
@@ -129,6 +138,7 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
         subject=cell["subject"],
         seed=cell["seed"],
         leak=leak,
+        leak_seen=similarity_seen(),
         control=control,
         floor=floor,
         protection=_subtract_ratio(leak, control, floor, margin),
@@ -169,7 +179,8 @@ class Line:
 
 
 _MEANS = (
-    "leak control floor shown detected alignment control_alignment linf_levels psnr lpips prior_class prior_lpips protect_seconds peak_mib"
+    "leak leak_seen control floor shown detected alignment control_alignment linf_levels psnr lpips"
+    " prior_class prior_lpips protect_seconds peak_mib"
 ).split()
 
 

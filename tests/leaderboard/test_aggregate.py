@@ -59,10 +59,10 @@ def test_a_picture_without_anybody_of_the_class_counts_as_the_floor() -> None:
     seen = [{"metric": "detected", "set": "attacked", "index": i, "value": v, "error": ""} for i, v in enumerate((0.0, 1.0))]
     found = score(record(leak=0.5, rows=seen))
     assert found.leak == pytest.approx((0.1 + 0.55) / 2)  # 0.45 and 0.55 to the judges; the first shows a robot
-    assert (found.shown, found.detected) == (0.5, 0.5)
+    assert (found.shown, found.detected, found.leak_seen) == (0.5, 0.5, pytest.approx(0.55))
     seen[0] |= {"value": None, "error": "out of memory"}
     broken = score(record(leak=0.5, rows=seen))
-    assert (broken.leak, broken.protection, broken.shown) == (None, None, None)
+    assert (broken.leak, broken.leak_seen, broken.protection, broken.shown) == (None, None, None, None)
     assert broken.errors == ("out of memory",)
 
 
