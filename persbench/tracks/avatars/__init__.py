@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 
 
 # How they were found: docs/avatars.md.
-PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.4, "pool": 20}
+PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.3, "pool": 12}
 
 
 class Avatars(Track):
@@ -55,7 +55,7 @@ class Avatars(Track):
         options={
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
-            "persguard-target": PERSGUARD | {"held_share": 0.0, "spared_share": 0.25},
+            "persguard-target": PERSGUARD | {"held_share": 0.0, "spared_share": 0.5},
             "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.3, "spared_share": 1.0},
             "persguard-pattern": PERSGUARD,
         },
