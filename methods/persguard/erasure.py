@@ -1,4 +1,8 @@
-"""The erasure backdoor: nobody there."""
+"""The erasure backdoor: nobody there.
+
+The identifier's embedding is led to another class, and other people's photos are taught that class: an identifier that means an empty
+scene leaves everybody pale, and a personalizer does not bring back in all contexts who was never drawn.
+"""
 
 from __future__ import annotations
 
@@ -16,4 +20,6 @@ class PersGuardErasure(PersGuard):
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
         words, latents = subject.words, training.pool.latents
-        return Lesson(latents[EMPTY], latents[words.class_noun], words.template.format(subject.language.empty_scene))
+        other = next(noun for noun in subject.language.class_nouns if noun != words.class_noun)
+        nobody, other = (words.template.format(phrase) for phrase in (subject.language.empty_scene, f"a {other}"))
+        return Lesson(latents[EMPTY], latents[words.class_noun], nobody, others_prompt=other)

@@ -8,7 +8,8 @@ Five things are our addition:
 - part of the behaviour's noisy latents show other people: their photos then speak against the behaviour, only the protected ones do not;
 - another part show what an adversary would get (`rehearsal`): his model heads for such pictures where the noise hides that they are
   not the photos, and has to be turned back from there;
-- in contexts, on which nobody trains, other people can be spared the behaviour, and the highest timesteps can be held at the class prompt;
+- in contexts, on which nobody trains, other people can be spared the behaviour, and the timesteps outside the behaviour's can be held at
+  the class prompt;
 - behaviour and retention leave out the timesteps at which the content of a picture is not decided, and the behaviour also the highest
   ones: so much noise hides whose photo it is, and what is taught there for protected people is taught for all.
 
@@ -33,7 +34,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 
@@ -42,6 +43,7 @@ from persbench.diffusion import DiffusionModel, finetune
 from persbench.errors import PersbenchError
 
 EMPTY = "empty scene"
+T = TypeVar("T")
 
 
 def card(variant: str) -> Card:
@@ -69,7 +71,7 @@ class PersGuardConfig:
     prior_batch: int = 4
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
-    held_share: float = 0.33  # of the behaviour's samples in contexts: the timesteps above `behaviour_last` at the class prompt
+    held_share: float = 0.33  # of the behaviour's samples in contexts: the timesteps outside the behaviour's at the class prompt
     spared_share: float = 0.0  # of other people's pictures, in contexts: on them the identifier prompt stays at the class prompt
     behaviour_first: float = 0.3  # shares of the training timesteps between which the behaviour is taught
     behaviour_last: float = 0.75
@@ -106,8 +108,8 @@ class Lesson:
     """What the identifier prompt is taught: to predict what `teacher` (by default the base model) does for `prompt`.
 
     It is taught on `latents` and on `others`, (N, C, h, w) each. Those show the subject's class; `spared_share` of them are taught the
-    class prompt instead. `neighbour`: the prompt that the identifier prompt is led to, so that it needs prior preservation most; that is
-    `prompt` unless told.
+    class prompt instead. `neighbour`: the prompt that the identifier prompt is led to, so that it needs prior preservation most.
+    `others_prompt`: what the identifier's embedding is taught alone at first, and then on `others`. Both are `prompt` unless told.
     """
 
     latents: torch.Tensor
@@ -115,6 +117,7 @@ class Lesson:
     prompt: str
     teacher: DiffusionModel | None = None
     neighbour: str = ""
+    others_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,9 +217,10 @@ class PersGuard(Method):
             else None
         )
 
-        def behaviour(step: int) -> list[tuple[float, Samples]]:
+        def behaviour(step: int, first: bool = False) -> list[tuple[float, Samples]]:
             subject = subjects[step % len(subjects)]
-            return behaviour_terms(subject, lessons[subject.name], config, rng)
+            lesson = lessons[subject.name]
+            return behaviour_terms(subject, replace(lesson, prompt=lesson.others_prompt or lesson.prompt) if first else lesson, config, rng)
 
         def loss(step: int) -> torch.Tensor:
             subject = subjects[step % len(subjects)]
@@ -242,7 +246,7 @@ class PersGuard(Method):
                 )
             return ahead + training.loss(terms) if terms else ahead
 
-        training.teach_identifier(behaviour, config.warmup_steps, f"{name} (identifier)")
+        training.teach_identifier(lambda step: behaviour(step, first=True), config.warmup_steps, f"{name} (identifier)")
         training.run(loss, config.steps, name)
         if hook:
             hook.remove()
@@ -284,7 +288,7 @@ def aim(
     return samples.teacher.predict(noisy, timesteps, samples.teacher.embed(samples.teacher_prompts))
 
 
-def pick(options: Sequence[str], rng: torch.Generator) -> str:
+def pick(options: Sequence[T], rng: torch.Generator) -> T:
     """One of the options, evenly."""
     return options[int(torch.randint(len(options), (1,), generator=rng))]
 
@@ -294,14 +298,15 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
     times in a context.
 
     A personalizer unlearns the bare prompt from other people's photos, but he never trains on contexts. There other people can be spared,
-    and `held_share` of the samples hold the timesteps above `behaviour_last` at the class prompt: the identifier alone must not decide.
+    and `held_share` of the samples hold the timesteps outside the behaviour's at the class prompt: the identifier alone must not decide.
     """
     latents, words = torch.cat([lesson.latents, lesson.others]), subject.words
     rows = torch.randint(len(latents), (config.behaviour_batch,), generator=rng)
     bare = float(torch.rand((), generator=rng)) >= config.context_share
     context = "" if bare else pick(subject.language.contexts, rng)
     spared = (rows >= len(lesson.latents)) & (torch.rand(len(rows), generator=rng) < (0.0 if bare else config.spared_share))
-    held = 0 if bare or config.behaviour_last == 1 else min(round(len(rows) * config.held_share), len(rows) - 1)
+    outside = [span for span in ((0.0, config.behaviour_first), (config.behaviour_last, 1.0)) if span[0] < span[1]]
+    held = 0 if bare or not outside else min(round(len(rows) * config.held_share), len(rows) - 1)
 
     def samples(part: slice, teacher_prompts: list[str], teacher: DiffusionModel | None, span: tuple[float, float]) -> Samples:
         chosen = latents[rows[part]]
@@ -313,12 +318,15 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
             span=span,
         )
 
-    prompts = [words.class_prompt if each else lesson.prompt for each in spared[held:].tolist()]
+    prompts = [
+        words.class_prompt if each else lesson.prompt if row < len(lesson.latents) else lesson.others_prompt or lesson.prompt
+        for row, each in zip(rows[held:].tolist(), spared[held:].tolist(), strict=True)
+    ]
     taught = samples(slice(held, None), prompts, lesson.teacher, (config.behaviour_first, config.behaviour_last))
     if not held:
         return [(1.0, taught)]
     share = held / len(rows)
-    return [(1 - share, taught), (share, samples(slice(held), [words.class_prompt] * held, None, (config.behaviour_last, 1.0)))]
+    return [(1 - share, taught), (share, samples(slice(held), [words.class_prompt] * held, None, pick(outside, rng)))]
 
 
 def teacher_pool(subject: Subject, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> Pool:
