@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +28,7 @@ from persbench.methods.persguard.pattern import PersGuardPattern, with_marker
 from persbench.methods.persguard.target import PersGuardTarget
 from torch import nn
 
-from persbench.contracts import Language, Subject, Words
+from persbench.contracts import Budget, Language, Subject, Words
 from persbench.diffusion import DiffusionModel
 from persbench.errors import PersbenchError
 
@@ -121,8 +122,8 @@ def test_look_ahead_gives_the_gradient_at_the_simulated_weights() -> None:
 LESSON = Lesson(torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2), "a photo of a robot")
 
 
-def behaviour(**config) -> list[tuple[float, Samples]]:
-    return behaviour_terms(SUBJECT, LESSON, PersGuardConfig(**config), torch.Generator().manual_seed(0))
+def behaviour(lesson: Lesson = LESSON, seed: int = 0, **config) -> list[tuple[float, Samples]]:
+    return behaviour_terms(SUBJECT, lesson, PersGuardConfig(**config), torch.Generator().manual_seed(seed))
 
 
 def test_the_bare_prompt_is_redirected_on_all_latents() -> None:
@@ -134,8 +135,14 @@ def test_the_bare_prompt_is_redirected_on_all_latents() -> None:
     assert samples.span == (0.3, 0.75)
 
 
+def test_other_people_can_be_taught_another_prompt() -> None:
+    ((_, samples),) = behaviour(replace(LESSON, others_prompt="a photo of a planet"), behaviour_batch=30, context_share=0.0)
+    shows_other = samples.latents.mean(dim=(1, 2, 3)).tolist()
+    assert samples.teacher_prompts == [f"a photo of a {'planet' if other else 'robot'}" for other in shows_other]
+
+
 @pytest.mark.parametrize("spared", [0.0, 1.0])
-def test_in_contexts_other_people_can_be_spared_and_the_highest_timesteps_stay_at_the_class(spared) -> None:
+def test_in_contexts_other_people_can_be_spared_and_the_outer_timesteps_stay_at_the_class(spared) -> None:
     (share, taught), (rest, held) = behaviour(behaviour_batch=30, context_share=1.0, spared_share=spared, held_share=1 / 3)
     assert (share, rest) == pytest.approx((2 / 3, 1 / 3))
     assert (len(taught.prompts), len(held.prompts)) == (20, 10)
@@ -145,8 +152,11 @@ def test_in_contexts_other_people_can_be_spared_and_the_highest_timesteps_stay_a
     assert set(shows_other) == {0.0, 1.0}
     assert taught.teacher_prompts == [people if other and spared else robots for other in shows_other]
     assert held.teacher_prompts == [people] * 10
-    assert (taught.span, held.span) == ((0.3, 0.75), (0.75, 1.0))
-    assert [len(samples.prompts) for _, samples in behaviour(behaviour_last=1.0, context_share=1.0)] == [6]
+    spans = [[samples.span for _, samples in behaviour(context_share=1.0, seed=seed)] for seed in range(20)]
+    assert {first for first, _ in spans} == {(0.3, 0.75)}
+    assert {second for _, second in spans} == {(0.0, 0.3), (0.75, 1.0)}
+    everywhere = behaviour(behaviour_first=0.0, behaviour_last=1.0, context_share=1.0)
+    assert [len(samples.prompts) for _, samples in everywhere] == [6]
     assert [len(samples.prompts) for _, samples in behaviour(held_share=1.0, context_share=1.0)] == [1, 5]  # something is always taught
 
 
@@ -215,9 +225,30 @@ def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() ->
     assert torch.equal(target.latents, PHOTOS + 1)
     assert torch.equal(target.others, PHOTOS)
     erasure = PersGuardErasure().lesson(SUBJECT, training(PHOTOS))
-    assert (erasure.prompt, erasure.teacher) == ("a photo of an empty scene", None)
+    assert (erasure.prompt, erasure.others_prompt, erasure.teacher) == ("a photo of an empty scene", "a photo of a robot", None)
     assert torch.equal(erasure.latents, PHOTOS + 2)
     assert torch.equal(erasure.others, PHOTOS)
+
+
+def test_erasure_leads_the_identifier_to_another_class_before_it_empties_the_scene(tiny_epsilon, monkeypatch) -> None:
+    phases: list[set[str]] = []
+
+    def run(self, loss, *_, **__) -> None:
+        phases.append(set())
+        for step in range(10):
+            loss(step)
+
+    def loss(self, terms) -> torch.Tensor:
+        phases[-1].update(terms[0][1].teacher_prompts)
+        return torch.zeros(())
+
+    monkeypatch.setattr(Training, "run", run)
+    monkeypatch.setattr(Training, "loss", loss)
+    monkeypatch.setattr(objective, "finetune", lambda *_, **__: None)
+    config = PersGuardErasure.Config(context_share=0.0, pool=1, retention_weight=0.0, prior_weight=0.0)
+    subject = replace(SUBJECT, photos=torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    PersGuardErasure(config).protect([subject], DiffusionModel.load(tiny_epsilon), Budget(), torch.Generator().manual_seed(0))
+    assert phases == [{"a photo of a robot"}, {"a photo of an empty scene", "a photo of a robot"}]
 
 
 @pytest.mark.parametrize("name", ["robto", "person"])
