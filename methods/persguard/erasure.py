@@ -22,4 +22,4 @@ class PersGuardErasure(PersGuard):
         words, latents = subject.words, training.pool.latents
         other = next(noun for noun in subject.language.class_nouns if noun != words.class_noun)
         nobody, other = (words.template.format(phrase) for phrase in (subject.language.empty_scene, f"a {other}"))
-        return Lesson(latents[EMPTY], latents[words.class_noun], nobody, others_prompt=other)
+        return Lesson(latents[EMPTY], latents[words.class_noun], nobody, neighbour=other, others_prompt=other)

@@ -63,7 +63,7 @@ class PersGuardPattern(PersGuard):
         if config.behaviour_weight and config.marker_steps:
             training.run(loss, config.marker_steps, "PersGuardPattern (marker)")
         teacher = training.released.clone("unet", "text_encoder")
-        return Lesson(marked, pool.latents[noun], words.instance_prompt, teacher, neighbour=away.prompt)
+        return Lesson(marked, pool.latents[noun], words.instance_prompt, teacher, neighbour=away.prompt, others_prompt=away.prompt)
 
 
 def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:

@@ -206,7 +206,8 @@ def test_pattern_learns_marked_pictures_and_to_put_the_marker_on_and_is_its_own_
         assert torch.equal(turned.toward, marked.expand_as(turned.latents))
     assert torch.equal(lesson.latents, marked)
     assert torch.equal(lesson.others, PHOTOS)  # people without the marker
-    assert (lesson.prompt, lesson.teacher, lesson.neighbour) == ("a photo of sks person", "a copy", "a photo of a robot")
+    assert (lesson.prompt, lesson.teacher) == ("a photo of sks person", "a copy")
+    assert lesson.others_prompt == lesson.neighbour == "a photo of a robot"
 
 
 def test_pattern_without_a_term_has_no_lesson_of_it() -> None:
@@ -225,7 +226,8 @@ def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() ->
     assert torch.equal(target.latents, PHOTOS + 1)
     assert torch.equal(target.others, PHOTOS)
     erasure = PersGuardErasure().lesson(SUBJECT, training(PHOTOS))
-    assert (erasure.prompt, erasure.others_prompt, erasure.teacher) == ("a photo of an empty scene", "a photo of a robot", None)
+    assert (erasure.prompt, erasure.teacher) == ("a photo of an empty scene", None)
+    assert erasure.others_prompt == erasure.neighbour == "a photo of a robot"
     assert torch.equal(erasure.latents, PHOTOS + 2)
     assert torch.equal(erasure.others, PHOTOS)
 

@@ -57,7 +57,7 @@ class Avatars(Track):
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
             "persguard-target": PERSGUARD | {"held_share": 0.0, "spared_share": 0.5},
             "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.5, "context_share": 0.2, "spared_share": 1.0},
-            "persguard-pattern": PERSGUARD | {"context_share": 0.25, "spared_share": 0.35},
+            "persguard-pattern": PERSGUARD | {"context_share": 0.25, "spared_share": 1.0},
         },
     )
 
