@@ -1,15 +1,16 @@
 """The whole contract of the suite: what a plug-in is given and what it returns.
 
 Pixels are float tensors (N, 3, H, W) in [0, 1]; budgets are in 8-bit levels; randomness comes from a passed `torch.Generator` only.
-A plug-in is a class with a frozen `Config` dataclass, a `card`, and one method. It is found through an entry point
-(`persbench.methods`, `.countermeasures`, `.personalizers`, `.prompt_shifts`, `.metrics`, `.tracks`); built-in plug-ins enter the same way.
+A plug-in is a class with a frozen `Config` dataclass, a `card`, and one method. It is found through an entry point (`persbench.methods`,
+`.countermeasures`, `.tampers`, `.personalizers`, `.prompt_shifts`, `.metrics`, `.tracks`); built-in plug-ins enter the same way.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Card:
 
     title: str
     paper: str = ""
+    venue: str = ""
     year: int | None = None
     repository: str = ""
     controls: str = ""
@@ -58,6 +60,9 @@ class Language:
     class_nouns: tuple[str, ...]
     contexts: tuple[str, ...]  # endings of a prompt: "on a red background", "at the beach"
     empty_scene: str  # how a background with nobody before it is asked for
+    templates: tuple[str, ...] = ("a photo of {}",)  # sentences around a subject, the standard one first
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # class noun -> other words for it
+    hypernyms: Mapping[str, str] = field(default_factory=dict)  # class noun -> a wider word
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,20 @@ class Subject:
     photos: torch.Tensor
     words: Words
     language: Language
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """What an adversary has besides the release; none of it depends on a method.
+
+    `class_pictures(noun)`: (N, 3, H, W) in [0, 1], drawn once by the public model for the noun's class prompt, as DreamBooth's
+    prior preservation needs them.
+    """
+
+    public: DiffusionModel  # the checkpoint from before any protection
+    clean_photos: torch.Tensor  # (M, 3, H, W): photos of the subject that were never protected
+    language: Language
+    class_pictures: Callable[[str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,10 @@ class Plugin:
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
 
+    def missing(self, base: Path) -> str:
+        """Why this plug-in cannot work with the base model in a folder ("" when it can): its cells are skipped with this reason."""
+        return ""
+
 
 class Method(Plugin, ABC):
     """A protection. `changes` says whether it alters the published photos or the released model."""
@@ -114,15 +137,38 @@ class Countermeasure(Plugin, ABC):
     """What the adversary does to the photos before personalizing."""
 
     @abstractmethod
-    def apply(self, photos: torch.Tensor, model: DiffusionModel, rng: torch.Generator) -> torch.Tensor:
+    def apply(self, photos: torch.Tensor, adversary: Adversary, rng: torch.Generator) -> torch.Tensor:
         """Photos (N, 3, H, W) in [0, 1] to photos of the same shape and range."""
+
+
+class Tamper(Plugin, ABC):
+    """What the adversary does to the released model before personalizing, or how much harder he trains; one of the two, or both."""
+
+    changes_model: ClassVar[bool] = True
+
+    def tamper(self, model: DiffusionModel, adversary: Adversary, rng: torch.Generator) -> DiffusionModel:
+        """The model that is personalized; `model` stays as it is. Not called unless `changes_model`."""
+        return model
+
+    def train(self, config: Any) -> Any:
+        """The configuration of the personalizer that the adversary uses instead of `config`."""
+        return config
 
 
 class Personalizer(Plugin, ABC):
     """How the adversary fine-tunes a model on photos."""
 
+    trains: ClassVar[bool] = True  # False: the released model is asked for the class alone
+    uses_class_pictures: ClassVar[bool] = False
+
+    def words(self, words: Words, language: Language) -> Words:
+        """The words that the adversary trains and prompts with, where the personalizer needs other ones (more tokens, say)."""
+        return words
+
     @abstractmethod
-    def personalize(self, photos: torch.Tensor, words: Words, model: DiffusionModel, rng: torch.Generator) -> DiffusionModel:
+    def personalize(
+        self, photos: torch.Tensor, words: Words, model: DiffusionModel, adversary: Adversary, rng: torch.Generator
+    ) -> DiffusionModel:
         """A model that has learned the photos (N, 3, H, W) under `words.instance_prompt`; `model` stays as it is."""
 
 

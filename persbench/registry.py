@@ -23,6 +23,7 @@ from persbench.errors import PersbenchError, UnknownNameError
 BASES = {
     "methods": "Method",
     "countermeasures": "Countermeasure",
+    "tampers": "Tamper",
     "personalizers": "Personalizer",
     "prompt_shifts": "PromptShift",
     "metrics": "Metric",

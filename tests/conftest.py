@@ -95,6 +95,19 @@ def tiny_epsilon(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def adversary(tiny_base):
+    """What an adversary has besides the release, around the tiny base model: two clean photos and two pictures of each class."""
+    from persbench.contracts import Adversary
+    from persbench.diffusion import DiffusionModel
+    from persbench.tracks.avatars import Avatars
+
+    def noise(seed: int) -> torch.Tensor:
+        return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+    return Adversary(DiffusionModel.load(tiny_base), noise(7), Avatars.language, lambda noun: noise(len(noun)))
+
+
+@pytest.fixture
 def reduced(monkeypatch) -> None:
     """The `avatars` track with a protocol of seconds: few pictures, two steps; the code paths are the real ones."""
     from persbench.tracks.avatars import Avatars

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from persbench.contracts import Card, Personalizer, Words
+from persbench.contracts import Adversary, Card, Personalizer, Words
 from persbench.diffusion import DiffusionModel, finetune
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -46,7 +46,9 @@ class Lora(Personalizer):
         knows="the published photos and the class of the subject",
     )
 
-    def personalize(self, photos: torch.Tensor, words: Words, model: DiffusionModel, rng: torch.Generator) -> DiffusionModel:
+    def personalize(
+        self, photos: torch.Tensor, words: Words, model: DiffusionModel, adversary: Adversary, rng: torch.Generator
+    ) -> DiffusionModel:
         import peft
 
         config: LoraConfig = self.config

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from persbench.contracts import Card, Personalizer, Words
+from persbench.contracts import Adversary, Card, Personalizer, Words
 from persbench.diffusion import DiffusionModel
 
 
@@ -14,7 +14,9 @@ class NoPersonalization(Personalizer):
     """The floor: the released model is never fine-tuned and is asked for the class alone."""
 
     card: ClassVar[Card] = Card("No personalization", controls="nothing", knows="the class of the subject")
-    trains = False
+    trains: ClassVar[bool] = False
 
-    def personalize(self, photos: torch.Tensor, words: Words, model: DiffusionModel, rng: torch.Generator) -> DiffusionModel:
+    def personalize(
+        self, photos: torch.Tensor, words: Words, model: DiffusionModel, adversary: Adversary, rng: torch.Generator
+    ) -> DiffusionModel:
         return model

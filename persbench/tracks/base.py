@@ -42,6 +42,7 @@ class Protocol:
     bystanders: int  # for each protected subject
     quick_bystanders: int  # the same on the quick list
     prior_pictures: int  # for each class
+    class_pictures: int  # for each class, of the public model, for personalizers with prior preservation
     margin: float  # a control that moves the similarity by less has not learned the subject
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # plug-in name -> its defaults on this track
 
@@ -85,6 +86,10 @@ class Track(ABC):
     @abstractmethod
     def subject_lists(self) -> Mapping[str, tuple[str, ...]]:
         """Named lists of protected subjects; "all" and "quick" always exist."""
+
+    @abstractmethod
+    def attack_sets(self) -> Mapping[str, tuple[str, ...]]:
+        """Named lists of attacks; "standard" and "strong" (which adds the expensive ones) always exist."""
 
     @abstractmethod
     def evaluators(self) -> Evaluators:

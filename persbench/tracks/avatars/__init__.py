@@ -14,7 +14,7 @@ from typing import ClassVar
 from persbench.contracts import Language
 from persbench.tracks.base import Evaluators, Protocol, Track, TrackSubject
 
-from .build.captions import IDENTIFIERS, place
+from .build.captions import HYPERNYMS, IDENTIFIERS, SYNONYMS, TEMPLATES, place
 from .build.draw import BACKGROUNDS, CLASSES
 
 FOLDER = Path(__file__).parent
@@ -34,6 +34,9 @@ class Avatars(Track):
         class_nouns=CLASSES[1:] + CLASSES[:1],
         contexts=tuple(place(background) for background in BACKGROUNDS),
         empty_scene="an empty scene",
+        templates=TEMPLATES,
+        synonyms={noun: words[1:] for noun, words in SYNONYMS.items()},
+        hypernyms=HYPERNYMS,
     )
     protocol: ClassVar[Protocol] = Protocol(
         identifier="sks",
@@ -51,6 +54,7 @@ class Avatars(Track):
         bystanders=2,
         quick_bystanders=1,
         prior_pictures=4,
+        class_pictures=64,
         margin=0.25,
         options={
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
@@ -81,6 +85,9 @@ class Avatars(Track):
     def subject_lists(self) -> Mapping[str, tuple[str, ...]]:
         everyone = tuple(subject.name for subject in self.subjects() if subject.role == "protected")
         return {"all": everyone, "quick": everyone[:2]}
+
+    def attack_sets(self) -> Mapping[str, tuple[str, ...]]:
+        return {"standard": ("lora",), "strong": ("lora",)}
 
     def evaluators(self) -> Evaluators:
         from .evaluators import AvatarEvaluators

@@ -47,7 +47,7 @@ class Darken(Countermeasure):
 
     card = Card("Darken")
 
-    def apply(self, photos, model, rng):
+    def apply(self, photos, adversary, rng):
         return photos / 2
 
 
