@@ -22,7 +22,7 @@ OUTPUT = Path("persbench-runs")
 
 def run(
     method: Annotated[list[str], typer.Option(help="Protection, by name; repeat for several, or 'all'.")],
-    attack: Annotated[list[str], typer.Option(help="Attack (jpeg+lora@identifier) or set (standard, strong); repeat.")] = ["lora"],
+    attack: Annotated[list[str], typer.Option(help="Attack (jpeg+lora@identifier) or set (standard, strong); repeat.")] = ["lora"],  # noqa: B006
     track: Annotated[str, typer.Option(help="Track: subjects, prompts, judges, protocol.")] = "avatars",
     base: Annotated[str, typer.Option(help="Folder of a diffusers pipeline; the track's own base model if left out.")] = "",
     subjects: Annotated[str, typer.Option(help="A list of the track (quick, all), or names separated by commas.")] = "quick",
