@@ -1,7 +1,7 @@
 """From records to scores: per cell, then rows (a method under all its attacks) on boards (what may be compared).
 
-Everything follows from the records alone: `score` reads one, `boards` all of them. Order of the parts: `Score` (a cell), `Entry` (a row under
-one attack), `Row` (a method with its options, budget and group size), `Board` (rows of equal track, base model and protocol).
+Everything follows from the records alone: `score` reads one, `boards` all of them. From small to large: `Score` (a cell), `Entry` (a row
+under one attack), `Row` (a method with its options, budget and group size), `Board` (rows of equal track, base model and protocol).
 """
 
 from __future__ import annotations
@@ -257,8 +257,8 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
 
 
 _MEANS = (
-    "leak leak_seen control floor shown detected control_detected alignment control_alignment quality control_quality linf_levels psnr ssim lpips"
-    " prior_class prior_class_base prior_lpips protect_seconds attack_seconds peak_mib"
+    "leak leak_seen control floor shown detected control_detected alignment control_alignment quality control_quality"
+    " linf_levels psnr ssim lpips prior_class prior_class_base prior_lpips protect_seconds attack_seconds peak_mib"
 ).split()
 
 
@@ -440,8 +440,9 @@ def boards(records: Iterable[tuple[Path, Mapping[str, Any]]], sets: Mapping[str,
     """All boards of the records, the one with most cells first.
 
     `sets`: by track its named lists of attacks ("standard", "strong"). Every board has a set "all", and "shared" (what every method was run
-    under) where that is less. The default is "standard" where a row was run under all of it, else "shared", else "all". A record without a score (skipped, error) does not say its protocol or budget: it joins the board of its track,
-    base and precision, and the row that asked for the same budget.
+    under) where that is less. The default is "standard" where a row was run under all of it, else "shared", else "all".
+    A record without a score (skipped, error) does not say its protocol or budget: it joins the board of its track, base and precision, and
+    the row that asked for the same budget.
     """
     good: dict[str, list[tuple[Score, Mapping[str, Any]]]] = defaultdict(list)
     bad: list[tuple[Gap, Mapping[str, Any]]] = []
@@ -491,14 +492,14 @@ def _board(
     first = (good or bad)[0][1]
     track = first["cell"]["track"]
     attack_sets = {name: tuple(attacks) for name, attacks in sets.get(track, {}).items() if set(attacks) & set(ran)} | {"all": tuple(ran)}
-    shared = [
+    ran_under = [
         {place[0] for place in scores} | {gap.attack for gap in missing}
-        for key, (scores, missing) in rows.items()
-        if key[0] not in BASELINES
+        for (method, *_), (scores, missing) in rows.items()
+        if method not in BASELINES
     ]
-    common = set.intersection(*shared) if shared else set()
-    if common and common != set(ran):
-        attack_sets["shared"] = tuple(attack for attack in ran if attack in common)
+    shared = set.intersection(*ran_under) if ran_under else set()
+    if shared and shared != set(ran):
+        attack_sets["shared"] = tuple(attack for attack in ran if attack in shared)
     made = [_row(*parts, rows, scores, missing, attack_sets) for parts, (scores, missing) in rows.items()]
     standard = "standard" in attack_sets and any(not row.standings["standard"].missing for row in made)
     default = "standard" if standard else "shared" if "shared" in attack_sets else "all"
