@@ -26,8 +26,8 @@ def record(
 ) -> dict[str, Any]:
     """A record with two judges who see the same, and one bystander.
 
-    `levels`: how far photos changed; `allowed`: the budget (an image-level method); `shares`: for "detected", "alignment", ... the values of
-    the attacked and the control pictures. What is left is put into the cell; `rows` are added to the rows, `sets` to the identity means.
+    `levels`: how far photos changed; `allowed`: the budget (an image-level method); `shares`: values of "detected", "alignment", ...
+    of the attacked and the control pictures. What is left is put into the cell; `rows` are added to the rows, `sets` to the identity means.
     """
     means = {"attacked": leak, "control": control, "floor": 0.1}
     means |= {"bystander:petra:attacked": 0.5, "bystander:petra:control": 0.6, "bystander:petra:floor": 0.1}
@@ -69,7 +69,7 @@ def gap(status: str, reason: str, method: str = "m", subject: str = "ada", attac
 
 def board(records: Iterable[dict[str, Any]], **sets: tuple[str, ...]) -> Board:
     """The only board of some records; `sets` are attack sets of the track."""
-    (found,) = boards([(Path(f"{number}.json"), each) for number, each in enumerate(records)], {"avatars": sets})
+    (found,) = boards([(Path(f"{number}.json"), each) for number, each in enumerate(records)], lambda track: sets)
     return found
 
 
