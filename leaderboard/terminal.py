@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .reported import Paper
 
 
-WIDE = 116  # columns of a terminal that has room for the columns that say more
+WIDE = 144  # columns of a terminal that has room for the columns that say more
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -129,7 +129,7 @@ def board_table(board: Board, wide: bool, letters: Mapping[str, str], details: b
     title = f"{board.track} · {len(board.subjects)} subjects · attack set {board.attack_set} ({len(attacks)})"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("method", overflow="fold", min_width=26 if wide else 16)
+    table.add_column("method", overflow="fold", min_width=22 if wide else 16)
     table.add_column("threat", no_wrap=True)
     table.add_column("worst case", justify="right", no_wrap=True)
     table.add_column("weakest\nunder", overflow="fold", min_width=9)
