@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -49,7 +50,7 @@ class Impress(Countermeasure):
     def apply(self, photos: torch.Tensor, adversary: Adversary, rng: torch.Generator) -> torch.Tensor:
         config, model = self.config, adversary.public
         photos = photos.to(model.device)
-        lpips = lpips_network().to(model.device)
+        lpips = copy.deepcopy(lpips_network()).to(model.device)  # metrics use the original where it is
         enlarge = max(1.0, SMALLEST / min(photos.shape[-2:]))
 
         def seen(pictures: torch.Tensor) -> torch.Tensor:

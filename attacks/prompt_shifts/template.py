@@ -37,7 +37,5 @@ class OtherTemplate(PromptShift):
         others = (self.config.template,) if self.config.template else language.templates
         other = next((template for template in others if template != words.template), "")
         if other.count("{}") != 1:
-            raise PersbenchError(
-                f"template shift: {other!r} is no other sentence with one {{}}; give another template"
-            )
+            raise PersbenchError(f"template shift: {other!r} is no other sentence with one {{}}; give another template")
         return replace(words, template=other)
