@@ -169,9 +169,12 @@ class DiffusionModel:
             return self.schedule.get_velocity(latents, noise, timesteps)
         raise PersbenchError(f"prediction type {kind!r} is not supported; epsilon and v_prediction are")
 
-    def loss(self, latents: torch.Tensor, states: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-        """The denoising loss of each row, (N,), at random timesteps and noise: what personalizers minimise."""
-        noise, timesteps = self.noise(latents.shape, rng), self.timesteps(len(latents), rng)
+    def loss(
+        self, latents: torch.Tensor, states: torch.Tensor, rng: torch.Generator, timesteps: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The denoising loss of each row, (N,), at random noise and timesteps (or these): what personalizers minimise."""
+        noise = self.noise(latents.shape, rng)
+        timesteps = self.timesteps(len(latents), rng) if timesteps is None else timesteps
         predicted = self.predict(self.add_noise(latents, noise, timesteps), timesteps, states)
         return (predicted - self.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
 
