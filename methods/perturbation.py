@@ -85,7 +85,7 @@ def ascend(
     *,
     around: torch.Tensor,
     radius: float,
-    step: float | Callable[[int], torch.Tensor],
+    step: float | Callable[[int], float | torch.Tensor],
     steps: int,
     direction: Literal["sign", "l2"] = "sign",
     minimise: bool = False,
@@ -95,7 +95,7 @@ def ascend(
     """Projected gradient ascent from `photos`: x <- project(x + step * direction(gradient)), `steps` times.
 
     `direction`: the sign of each value, or each photo's gradient divided by its L2 norm. `step`: a size for all, or a function of the
-    step's number, called once the gradient is there, to sizes (N, 1, 1, 1). `views`: transformations over which the
+    step's number, called once the gradient is there, to one size or to sizes (N, 1, 1, 1). `views`: transformations over which the
     gradient is averaged (expectation over transformation, Athalye et al., ICML 2018); their graphs are not kept at once.
     `description` names the work for the progress report; without one there is none (a loop outside reports).
     """
@@ -108,6 +108,23 @@ def ascend(
         move = (step(number) if callable(step) else step) * (gradient.sign() if direction == "sign" else _unit(gradient))
         photos = project(photos - move if minimise else photos + move, around, radius)
     return photos
+
+
+class Ascent(Perturbation):
+    """A perturbation that is projected gradient ascent on one objective, with fixed models, and nothing else."""
+
+    starts_at_random: ClassVar[bool] = True
+
+    @abstractmethod
+    def objective(self, subject: Subject, base: DiffusionModel, rng: torch.Generator) -> Objective:
+        """What is raised. Rows of a batch are photos: no row's gradient may depend on another row but for a positive factor."""
+
+    def perturb(self, subject: Subject, base: DiffusionModel, radius: float, rng: torch.Generator) -> torch.Tensor:
+        photos, config = subject.photos, self.config
+        start = random_start(photos, radius, rng) if self.starts_at_random else photos
+        objective = self.objective(subject, base, rng)
+        name = type(self).__name__.lower()
+        return ascend(objective, start, around=photos, radius=radius, step=self.step(radius), steps=config.steps, description=name)
 
 
 def _unit(gradient: torch.Tensor) -> torch.Tensor:
