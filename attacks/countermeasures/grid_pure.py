@@ -16,23 +16,24 @@ from .diffpure import purified
 
 @dataclass(frozen=True)
 class GridPureConfig:
-    """`timestep`, `iterations` and `gamma` of the official command; `grid` by the shorter side: 256 pixels of 512 there."""
+    """Numbers of the official command and code; `grid` is in pixels a side, and no larger than the photo."""
 
     timestep: Annotated[int, Field(ge=0)] = 10
     iterations: Annotated[int, Field(ge=1)] = 20
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.1
-    grid: Annotated[float, Field(gt=0, le=1)] = 0.5
+    grid: Annotated[int, Field(ge=1)] = 256
 
 
 def pieces(height: int, width: int, grid: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows (grid, 1) and columns (grid,) of windows half a grid apart, and of one made of the four corners, which few windows see."""
+    """Rows (grid, 1) and columns (grid,) of windows half a grid apart; where there are many, also of the four corners, which few see."""
     half = grid // 2
     spans, corners = [], []
     for side in (height, width):
         offsets = sorted({*range(0, side - grid, half), side - grid})
         spans.append([torch.arange(offset, offset + grid) for offset in offsets])
         corners.append(torch.cat([torch.arange(half), torch.arange(side - half, side)]))
-    return [(rows[:, None], columns) for rows, columns in [*itertools.product(*spans), tuple(corners)]]
+    windows = list(itertools.product(*spans))
+    return [(rows[:, None], columns) for rows, columns in (windows if len(windows) == 1 else [*windows, tuple(corners)])]
 
 
 class GridPure(Countermeasure):
@@ -40,7 +41,8 @@ class GridPure(Countermeasure):
 
     The official code works on pixels with an unconditional model and rounds to 8 bits in each iteration. The adversary here has a latent
     text-to-image model: grids are cut from its latents and see the empty prompt, and the autoencoder is passed once, since going through
-    it in every iteration would blur the photo. A grid's side is a multiple of what the denoiser can halve.
+    it in every iteration would blur the photo. A grid's side is a multiple of what the denoiser can halve. Photos that are no larger than
+    a grid are purified whole, again and again.
     """
 
     Config: ClassVar[type] = GridPureConfig
@@ -60,7 +62,8 @@ class GridPure(Countermeasure):
         latents = model.encode(photos)
         height, width = latents.shape[-2:]
         unit = 2 ** max(1, len(model.unet.config.block_out_channels) - 1)
-        cut = pieces(height, width, min(height, width, max(1, round(config.grid * min(height, width) / unit)) * unit))
+        grid = max(1, config.grid // (model.downscale * unit)) * unit
+        cut = pieces(height, width, min(height, width, grid))
         for _ in range(config.iterations):
             found = purified(model, torch.cat([latents[:, :, rows, columns] for rows, columns in cut]), config.timestep, rng)
             total, count = torch.zeros_like(latents), torch.zeros_like(latents[0, 0])

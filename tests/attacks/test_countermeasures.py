@@ -28,7 +28,7 @@ from PIL import Image
 from persbench import registry
 from persbench.errors import PersbenchError
 
-SHORT = {"diffpure": {"timestep": 3}, "grid-pure": {"timestep": 2, "iterations": 2}, "impress": {"iterations": 2}}
+SHORT = {"diffpure": {"timestep": 3}, "grid-pure": {"timestep": 2, "iterations": 2, "grid": 16}, "impress": {"iterations": 2}}
 RANDOM = {"crop-resize", "diffpure", "grid-pure", "impress", "noise"}
 
 # cv2.bilateralFilter(picture, 5, 8, 8), and cv2.ximgproc.guidedFilter(picture, that, 2, 16), OpenCV 5.0: row 3 of each channel.
@@ -217,14 +217,17 @@ def test_grids_cover_everything_and_the_corners_twice() -> None:
     assert len(cut) == 9 + 1
     assert count[0, 0] == count[-1, -1] == 2 and count[0, 8] == 2 and count[8, 8] == 4
     assert {len(columns) for _, columns in pieces(12, 18, 8)} == {8}
-    assert len(pieces(8, 8, 8)) == 1 + 1  # pictures of one grid
+    assert len(pieces(8, 8, 8)) == 1  # pictures of one grid
 
 
 def test_grid_pure_without_purification_changes_nothing_but_by_the_round_trip(adversary) -> None:
-    found = GridPure(GridPureConfig(timestep=0, iterations=2)).apply(PHOTOS, adversary, rng())
+    found = GridPure(GridPureConfig(timestep=0, iterations=2, grid=16)).apply(PHOTOS, adversary, rng())
     assert torch.allclose(found, VaeRoundtrip().apply(PHOTOS, adversary, rng()), atol=1e-5)
-    kept = GridPure(GridPureConfig(timestep=5, iterations=1, gamma=1.0)).apply(PHOTOS, adversary, rng())
+    kept = GridPure(GridPureConfig(timestep=3, iterations=1, gamma=1.0, grid=16)).apply(PHOTOS, adversary, rng())
     assert torch.allclose(kept, found, atol=1e-5)
+    # A photo of one grid: one iteration is DiffPure.
+    whole = GridPure(GridPureConfig(timestep=3, iterations=1, gamma=0.0)).apply(PHOTOS, adversary, rng())
+    assert torch.allclose(whole, DiffPure(DiffPureConfig(timestep=3)).apply(PHOTOS, adversary, rng()), atol=1e-5)
 
 
 def test_impress_makes_photos_consistent_and_keeps_them_near(adversary) -> None:
