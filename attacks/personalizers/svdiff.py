@@ -30,6 +30,10 @@ class SpectralShift(nn.Module):
     Computed as W plus the change, so that no shift is no change, bit for bit.
     """
 
+    left: torch.Tensor
+    values: torch.Tensor
+    right: torch.Tensor
+
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         for name, part in zip(("left", "values", "right"), torch.linalg.svd(weight.flatten(1), full_matrices=False), strict=True):

@@ -122,6 +122,8 @@ def denoising_loss(
 class _Rows(nn.Module):
     """A table in which some rows come from a parameter, so that neither gradient nor weight decay reaches the others."""
 
+    rows: torch.Tensor
+
     def __init__(self, rows: torch.Tensor, vectors: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("rows", rows)
