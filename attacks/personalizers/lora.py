@@ -1,4 +1,4 @@
-"""Low-rank adaptation of the denoiser."""
+"""Low-rank adaptation of the denoiser, and of the text encoder if told."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from persbench.contracts import Adversary, Card, Personalizer, Words
-from persbench.diffusion import DiffusionModel, finetune
+from persbench.contracts import Card, Words
+from persbench.diffusion import DiffusionModel
+
+from .training import Adaptation, FineTuning, FineTuningConfig
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _FEEDFORWARD = ["ff.net.0.proj", "ff.net.2"]
@@ -18,23 +20,24 @@ TARGETS = {
     "attention+feedforward": _ATTENTION + _FEEDFORWARD,
     "all": _ATTENTION + _FEEDFORWARD + _CONVOLUTIONS,
 }
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(FineTuningConfig):
     """Defaults of the DreamBooth-LoRA example of diffusers, which papers of this field take over (rank 4 to 32)."""
 
-    rank: int = 16
-    alpha: float = 16.0
     rate: float = 1e-4
     steps: int = 500
     batch: int = 4
+    rank: int = 16
+    alpha: float = 16.0
     targets: Literal["attention", "attention+feedforward", "all"] = "attention"
-    gradient_checkpointing: bool = False
+    text_encoder: bool = False  # adapters on its attention too
 
 
-class Lora(Personalizer):
-    """LoRA (peft) on the denoiser, trained on the photos under the instance prompt, then merged into the weights."""
+class Lora(FineTuning):
+    """Adapters (peft) on the denoiser, trained on the photos under the instance prompt, then merged into the weights."""
 
     Config: ClassVar[type] = LoraConfig
     card: ClassVar[Card] = Card(
@@ -46,31 +49,22 @@ class Lora(Personalizer):
         knows="the published photos and the class of the subject",
     )
 
-    def personalize(
-        self, photos: torch.Tensor, words: Words, model: DiffusionModel, adversary: Adversary, rng: torch.Generator
-    ) -> DiffusionModel:
+    def adapt(self, words: Words, model: DiffusionModel, rng: torch.Generator) -> Adaptation:
         import peft
 
         config: LoraConfig = self.config
-        tuned = model.clone("unet")
-        settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=TARGETS[config.targets])
+        targets = {"unet": TARGETS[config.targets]} | ({"text_encoder": TEXT_TARGETS} if config.text_encoder else {})
+        tuned = model.clone(*targets)
         # peft draws its initial weights from the global generator: seed a copy of it and put the original back.
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng)))
-            wrapped = peft.get_peft_model(tuned.unet, settings)
-        tuned.unet = wrapped
-        if config.gradient_checkpointing:
-            wrapped.get_base_model().enable_gradient_checkpointing()
-        with torch.no_grad():
-            latents = model.encode(photos)
-            states = model.embed([words.instance_prompt])
+            for part, names in targets.items():
+                settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names)
+                setattr(tuned, part, peft.get_peft_model(getattr(tuned, part), settings))
 
-        def loss(step: int) -> torch.Tensor:
-            rows = torch.randperm(len(latents), generator=rng)
-            rows = rows.repeat(-(-config.batch // len(rows)))[: config.batch]
-            return tuned.loss(latents[rows], states.expand(len(rows), -1, -1), rng).mean()
+        def merge() -> None:
+            for part in targets:
+                setattr(tuned, part, getattr(tuned, part).merge_and_unload())
 
-        adapters = [parameter for name, parameter in wrapped.named_parameters() if "lora_" in name]
-        finetune(adapters, loss, steps=config.steps, rate=config.rate, description="lora", half=model.precision == "fp16")
-        tuned.unet = wrapped.merge_and_unload()
-        return tuned
+        adapters = [weight for part in targets for name, weight in getattr(tuned, part).named_parameters() if "lora_" in name]
+        return Adaptation(tuned, adapters, merge)
