@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -12,8 +10,8 @@ from persbench.contracts import Budget, Subject, Words
 from persbench.diffusion import DiffusionModel
 from persbench.tracks.avatars import Avatars
 
-PERSGUARD = {"steps": 2, "rate": 1e-3, "pool": 2, "warmup_steps": 2, "rehearsal_steps": 2}
-PATTERN = {**PERSGUARD, "away_steps": 2, "marker_steps": 2}
+PERSGUARD = {"steps": 2, "rate": 1e-3, "pool": 1, "warmup_steps": 2, "rehearsal_steps": 1}
+PATTERN = {**PERSGUARD, "away_steps": 1, "marker_steps": 1}
 SHORT = {
     "imma": {"steps": 2, "rate": 1e-3, "inner_rate": 1e-3},
     "apdm": {"steps": 2, "simulated_steps": 2, "class_pictures": 2},
@@ -50,32 +48,35 @@ def wanted(case: str, name: str) -> bool:
     return name.startswith("unet.") or (case.startswith("persguard") and name.endswith("token_embedding.weight"))
 
 
-@pytest.mark.parametrize("case", SHORT)
+@pytest.mark.parametrize("case", [case for case in SHORT if not case.startswith("persguard")])
 def test_two_subjects_are_protected_and_only_what_is_meant_changes(case, tiny_base) -> None:
-    plugin = registry.load("methods", case.split()[0])
-    method = registry.configure(case, plugin, SHORT[case])
-    base = DiffusionModel.load(tiny_base)
-    before = {name: weight.clone() for name, weight in base.state().items()}
-    torch.manual_seed(0)
+    check(case, DiffusionModel.load(tiny_base))
 
-    def protect(subjects: list[Subject] = SUBJECTS) -> dict[str, torch.Tensor]:
-        release = method.protect(subjects, base, Budget(), torch.Generator().manual_seed(0))
+
+@pytest.mark.parametrize("case", [case for case in SHORT if case.startswith("persguard")])
+def test_the_same_for_persguard(case, tiny_epsilon) -> None:
+    check(case, DiffusionModel.load(tiny_epsilon))
+
+
+def check(case: str, base: DiffusionModel) -> None:
+    method = registry.configure(case, registry.load("methods", case.split()[0]), SHORT[case])
+    before = {name: weight.clone() for name, weight in base.state().items()}
+
+    def protect() -> dict[str, torch.Tensor]:
+        release = method.protect(SUBJECTS, base, Budget(), torch.Generator().manual_seed(0))
         assert not release.photos and method.changes == {"model"}
         assert not any(parameter.requires_grad for parameter in release.model.unet.parameters())
         return release.model.difference(base)
 
+    torch.manual_seed(0)
     changed = protect()
     assert changed and all(wanted(case, name) and weight.isfinite().all() for name, weight in changed.items())
     assert all(torch.equal(weight, before[name]) for name, weight in base.state().items())
-    tables = [name for name in changed if name.endswith("token_embedding.weight")]
-    for name in tables:
+    for name in (name for name in changed if name.endswith("token_embedding.weight")):
         rows = (changed[name] != before[name]).any(dim=1).nonzero().flatten().tolist()
-        words = set(base.tokenizer.convert_ids_to_tokens(rows))
-        assert {"sks</w>", *base.tokenizer.tokenize("t@t")} <= words if "universal" not in case else words
-        assert not words & {f"{word}</w>" for word in (*LEFT_OUT, "person", "robot")}
-    # Randomness comes from the generator alone, and each subject has its say.
-    torch.rand(3)
+        tokens = set(base.tokenizer.convert_ids_to_tokens(rows))
+        assert tokens >= {token for subject in SUBJECTS for token in base.tokenizer.tokenize(subject.words.identifier)}
+        assert not tokens & {f"{word}</w>" for word in (*LEFT_OUT, "person", "robot")}
+    torch.manual_seed(1)  # which must not matter
     again = protect()
-    assert all(torch.equal(weight, again[name]) for name, weight in changed.items())
-    other = protect([SUBJECTS[0], replace(SUBJECTS[1], words=Words("xxy", "robot"))])
-    assert any(not torch.equal(weight, other[name]) for name, weight in changed.items())
+    assert changed.keys() == again.keys() and all(torch.equal(weight, again[name]) for name, weight in changed.items())

@@ -339,10 +339,13 @@ def spied(monkeypatch):
     """A base model of nothing, and the terms of each step that would be taken with it."""
     seen: list[list[tuple[float, Samples]]] = []
     words = SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(3, 2))
+
+    def tokenizer(*_, **__):
+        return SimpleNamespace(input_ids=[1])
+
     base = SimpleNamespace(
-        clone=lambda *_: SimpleNamespace(unet=nn.Linear(1, 1), text_encoder=words),
+        clone=lambda *_: SimpleNamespace(unet=nn.Linear(1, 1), text_encoder=words, tokenizer=tokenizer),
         encode=lambda photos: torch.zeros(1, 4, 2, 2),
-        tokenizer=lambda *_, **__: SimpleNamespace(input_ids=[1]),
         precision="fp32",
     )
     pool = Pool({}, {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}, {})
