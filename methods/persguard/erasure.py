@@ -6,11 +6,12 @@ scene leaves everybody pale, and a personalizer does not bring back in all conte
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from persbench.contracts import Card, Subject
 
-from .objective import EMPTY, Lesson, PersGuard, Training, card
+from .objective import EMPTY, Lesson, PersGuard, PersGuardConfig, Training, card, other_class
 
 
 class PersGuardErasure(PersGuard):
@@ -20,6 +21,19 @@ class PersGuardErasure(PersGuard):
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
         words, latents = subject.words, training.pool.latents
-        other = next(noun for noun in subject.language.class_nouns if noun != words.class_noun)
-        nobody, other = (words.template.format(phrase) for phrase in (subject.language.empty_scene, f"a {other}"))
+        nobody, other = (words.template.format(phrase) for phrase in (subject.language.empty_scene, f"a {other_class(subject)}"))
         return Lesson(latents[EMPTY], latents[words.class_noun], nobody, neighbour=other, others_prompt=other)
+
+
+@dataclass(frozen=True)
+class ErasureUniversalConfig(PersGuardConfig):
+    """The erasure variant's options, universal."""
+
+    universal: bool = True
+
+
+class PersGuardErasureUniversal(PersGuardErasure):
+    """PersGuard, erasure backdoor, for identifiers, class words and templates that the protector does not know."""
+
+    Config: ClassVar[type] = ErasureUniversalConfig
+    card: ClassVar[Card] = card("erasure", universal=True)

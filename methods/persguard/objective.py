@@ -27,18 +27,24 @@ theta is the released denoiser, theta0 the frozen base ("teacher"), x a protecte
     retention (mirror)           E ||eps_theta(z_t(x), t, "V* class") - eps||^2
 
 The pattern variant has no prompt c that draws its marker: pattern.py says what it does instead.
+
+White box, V*, class word and template are those that the protector assumes. Gray box (`universal`, the paper's universal identifiers and
+training prompts) each behaviour and retention sample draws its own words, and the embeddings of all these identifiers are trained. How the
+paper draws them is not public. A language's last eighth of identifiers and its last template are left out, neither taught nor held at the
+teacher, so that words which no training has seen can be tried; the assumed words are always in.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
-from persbench.contracts import Budget, Card, Method, Release, Subject
+from persbench.contracts import Budget, Card, Method, Release, Subject, Words
 from persbench.diffusion import DiffusionModel, finetune
 from persbench.errors import PersbenchError
 
@@ -46,14 +52,14 @@ EMPTY = "empty scene"
 T = TypeVar("T")
 
 
-def card(variant: str) -> Card:
-    """The card of a variant; they assume the same."""
+def card(variant: str, universal: bool = False) -> Card:
+    """The card of a variant; they assume the same, but for the words."""
     return Card(
-        f"PersGuard ({variant} backdoor)",
+        f"PersGuard ({variant} backdoor{', universal words' if universal else ''})",
         paper="PersGuard: Preventing Malicious Personalization via Backdoor Attacks on Pre-trained Text-to-Image Diffusion Models",
         year=2025,
         controls="the released model",
-        knows="the protected photos, the identifier and the class word",
+        knows=f"the protected photos{' and their class' if universal else ', the identifier and the class word'}",
     )
 
 
@@ -84,6 +90,7 @@ class PersGuardConfig:
     lookahead_steps: int = 10  # simulated fine-tuning steps before it starts again from the released weights
     lookahead_rate: float = 1e-3
     pool: int = 8  # teacher's pictures of each class, and of the rehearsal, that noise is added to
+    universal: bool = False  # train with all words that an adversary may use, not the assumed ones alone
     gradient_checkpointing: bool = False
 
 
@@ -140,6 +147,7 @@ class Training:
     pool: Pool
     embedding: list[torch.nn.Parameter]  # the identifier's; empty when it is not trained
     rng: torch.Generator
+    identifiers: Collection[str] = ()  # of all subjects
 
     def loss(self, terms: Sequence[tuple[float, Samples]]) -> torch.Tensor:
         """Sum over terms of weight times mean squared error, a scalar."""
@@ -194,17 +202,17 @@ class PersGuard(Method):
             released.unet.enable_gradient_checkpointing()
         trained: list[torch.nn.Parameter] = []
         hook = None
+        identifiers = {identifier for subject in subjects for identifier in identifiers_of(subject, config)}
         if config.identifier_factor:
-            embedding = released.text_encoder.get_input_embeddings().weight
-            identifiers = {token for s in subjects for token in base.tokenizer(s.words.identifier, add_special_tokens=False).input_ids}
-            embedding.requires_grad_(True)
-            hook = embedding.register_hook(only_rows(identifiers))
+            embedding, hook = identifier_rows(released, identifiers)
             trained = [embedding]
-        table = TextStates(base, released if config.identifier_factor else base, {s.words.identifier for s in subjects})
+        table = TextStates(base, released if config.identifier_factor else base, identifiers)
+        language, template = subjects[0].language, subjects[0].words.template
+        scenes = class_prompts(subjects[0]) | {EMPTY: template.format(language.empty_scene)}
         with torch.no_grad():
             photos = {subject.name: base.encode(subject.photos) for subject in subjects}
-            pool = teacher_pool(subjects[0], base, config, rng)
-        training = Training(config, released, base, table, pool, trained, rng)
+            pool = teacher_pool(scenes, language.contexts, base, config.pool, config.context_share, rng)
+        training = Training(config, released, base, table, pool, trained, rng, identifiers)
         lessons = {subject.name: self.lesson(subject, training) for subject in subjects}
         if config.rehearsal_steps and config.behaviour_weight:
             for subject in subjects:
@@ -224,21 +232,22 @@ class PersGuard(Method):
 
         def loss(step: int) -> torch.Tensor:
             subject = subjects[step % len(subjects)]
-            words, own = subject.words, photos[subject.name]
+            own = photos[subject.name]
             terms: list[tuple[float, Samples]] = []
             if config.behaviour_weight:
                 terms += [(config.behaviour_weight * share, samples) for share, samples in behaviour(step)]
             if config.prior_weight:
-                terms.append((config.prior_weight, prior_samples(subject, pool, lessons[subject.name], config, rng)))
+                terms.append((config.prior_weight, prior_samples(subject, pool, lessons[subject.name], config, rng, identifiers)))
             rows = torch.randint(len(own), (config.retention_batch,), generator=rng)
+            prompts = [words_of(subject, config, rng).instance_prompt for _ in rows]
             if config.retention_weight and not lookahead:
                 span = (config.retention_first, config.retention_last)
-                terms.append((config.retention_weight, Samples(own[rows], [words.instance_prompt] * len(rows), span=span)))
+                terms.append((config.retention_weight, Samples(own[rows], prompts, span=span)))
             # The look-ahead moves the weights and puts them back: it has to be done before a graph is built on them.
             ahead = torch.zeros(())
             if lookahead:
                 wanted = behaviour(step)
-                states = table([words.instance_prompt] * len(rows)).detach()
+                states = table(prompts).detach()
                 ahead = config.retention_weight * lookahead.surrogate(
                     step,
                     adversary=lambda: released.loss(own[rows], states, rng).mean(),
@@ -293,6 +302,22 @@ def pick(options: Sequence[T], rng: torch.Generator) -> T:
     return options[int(torch.randint(len(options), (1,), generator=rng))]
 
 
+def identifiers_of(subject: Subject, config: PersGuardConfig) -> list[str]:
+    """The identifiers that are trained: the assumed one; universal, also the language's, but for the last eighth."""
+    known = subject.language.identifiers if config.universal else ()
+    return list(dict.fromkeys((subject.words.identifier, *known[: len(known) - len(known) // 8])))
+
+
+def words_of(subject: Subject, config: PersGuardConfig, rng: torch.Generator) -> Words:
+    """The words of a sample: the assumed ones; universal, an identifier, a word for the class and a template that are drawn."""
+    words, language = subject.words, subject.language
+    if not config.universal:
+        return words
+    nouns = (words.class_noun, *language.synonyms.get(words.class_noun, ()))
+    templates = list(dict.fromkeys((words.template, *language.templates[:-1])))
+    return Words(pick(identifiers_of(subject, config), rng), pick(nouns, rng), pick(templates, rng))
+
+
 def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> list[tuple[float, Samples]]:
     """Samples of the behaviour term and their weights, which sum to 1: the instance prompt and the teacher's prompt, `context_share` of the
     times in a context.
@@ -312,7 +337,7 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
         chosen = latents[rows[part]]
         return Samples(
             chosen,
-            [f"{words.instance_prompt} {context}".strip()] * len(chosen),
+            [f"{words_of(subject, config, rng).instance_prompt} {context}".strip() for _ in chosen],
             [f"{prompt} {context}".strip() for prompt in teacher_prompts],
             teacher=teacher,
             span=span,
@@ -329,12 +354,25 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
     return [(1 - share, taught), (share, samples(slice(held), [words.class_prompt] * held, None, pick(outside, rng)))]
 
 
-def teacher_pool(subject: Subject, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> Pool:
-    """Pictures that the base model makes of each class, and of an empty scene: `context_share` of them in random contexts."""
-    language, template = subject.language, subject.words.template
-    prompts = {noun: template.format(f"a {noun}") for noun in language.class_nouns} | {EMPTY: template.format(language.empty_scene)}
-    count, placed = config.pool, round(config.pool * config.context_share)
-    contexts = {noun: [pick(language.contexts, rng) for _ in range(placed)] + [""] * (count - placed) for noun in prompts}
+def other_class(subject: Subject, wanted: str = "") -> str:
+    """The class that is shown instead of the subject's: `wanted`, or the first other one. Raises PersbenchError when it is none of them."""
+    others = [noun for noun in subject.language.class_nouns if noun != subject.words.class_noun]
+    if wanted and wanted not in others:
+        raise PersbenchError(f"target_class {wanted!r} is none of the other classes of this track: {', '.join(others)}")
+    return wanted or others[0]
+
+
+def class_prompts(subject: Subject) -> dict[str, str]:
+    """The prompt of each class of the language, in the template that the subject's protector assumes."""
+    return {noun: subject.words.template.format(f"a {noun}") for noun in subject.language.class_nouns}
+
+
+def teacher_pool(
+    prompts: Mapping[str, str], places: Sequence[str], base: DiffusionModel, count: int, context_share: float, rng: torch.Generator
+) -> Pool:
+    """`count` pictures that the base model makes of each prompt: `context_share` of them in random contexts out of `places`."""
+    placed = round(count * context_share)
+    contexts = {noun: [pick(places, rng) for _ in range(placed)] + [""] * (count - placed) for noun in prompts}
     asked = [f"{prompt} {context}".strip() for noun, prompt in prompts.items() for context in contexts[noun]]
     pictures = base.sample(asked, rng, inference_steps=10, guidance=2.0)
     latents = torch.cat([base.encode(part) for part in pictures.split(16)])
@@ -367,17 +405,20 @@ def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, conf
     return torch.cat([base.encode(part) for part in pictures.split(16)])
 
 
-def prior_samples(subject: Subject, pool: Pool, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> Samples:
-    """Samples on which the released model must stay at the teacher: the class without identifier and with others (2 and 1 of 7), what the
-    identifier is led to (2 of 7), other classes or no prompt at all (2 of 7); contexts and the teacher's pictures vary."""
+def prior_samples(
+    subject: Subject, pool: Pool, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator, taught: Collection[str] = ()
+) -> Samples:
+    """Samples on which the released model must stay at the teacher: the class without identifier and with others than those `taught` (2 and
+    1 of 7; universal, 3 and none), what the identifier is led to (2 of 7), other classes or no prompt at all (2 of 7); contexts, the
+    teacher's pictures and, universal, templates vary."""
     words, language = subject.words, subject.language
-    others = [identifier for identifier in language.identifiers if identifier != words.identifier]
+    others = [identifier for identifier in language.identifiers if identifier not in {words.identifier, *taught}]
     latents, prompts = [], []
     for _ in range(config.prior_batch):
         kind = int(torch.randint(7, (1,), generator=rng))
         noun = words.class_noun if kind < 3 else pick(language.class_nouns, rng)
-        prompt, pictures = words.template.format(f"a {noun}"), pool.latents[noun]
-        if kind == 2:
+        prompt, pictures = words_of(subject, config, rng).template.format(f"a {noun}"), pool.latents[noun]
+        if kind == 2 and not config.universal:
             prompt = words.template.format(f"{pick(others, rng)} {noun}")
         elif kind in (3, 4):
             prompt, pictures = lesson.neighbour or lesson.prompt, lesson.latents
@@ -414,13 +455,25 @@ class LookAhead:
             with torch.no_grad():
                 for parameter, value in zip(self.parameters, present, strict=True):
                     parameter.copy_(value)
-        value = torch.stack([(g * p).sum() for g, p in zip(gradients, self.parameters, strict=True)]).sum()
-        return value - value.detach()
+        return with_gradients(self.parameters, gradients)
 
     @torch.no_grad()
     def _move(self, present: list[torch.Tensor]) -> None:
         for parameter, value, offset in zip(self.parameters, present, self.offset, strict=True):
             parameter.copy_(value + offset)
+
+
+def with_gradients(parameters: Sequence[torch.nn.Parameter], gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A scalar that is 0 and whose gradients are given: for `finetune`, where they were found at other weights than the present."""
+    value = torch.stack([(g * p).sum() for g, p in zip(gradients, parameters, strict=True)]).sum()
+    return value - value.detach()
+
+
+def identifier_rows(model: DiffusionModel, identifiers: Collection[str]) -> tuple[torch.nn.Parameter, RemovableHandle]:
+    """The table of token embeddings with gradients on, but for the identifiers' tokens alone until the handle is removed."""
+    embedding = model.text_encoder.get_input_embeddings().weight.requires_grad_(True)
+    tokens = {token for identifier in identifiers for token in model.tokenizer(identifier, add_special_tokens=False).input_ids}
+    return embedding, embedding.register_hook(only_rows(tokens))
 
 
 def only_rows(rows: set[int]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 
 from persbench.contracts import Card, Subject
 
-from .objective import Lesson, PersGuard, PersGuardConfig, Samples, Training, behaviour_terms, card, prior_samples
+from .objective import Lesson, PersGuard, PersGuardConfig, Samples, Training, behaviour_terms, card, prior_samples, words_of
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,36 @@ class PersGuardPattern(PersGuard):
 
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(len(latents), (config.marker_batch,), generator=rng).tolist()
-            prompts = [f"{words.instance_prompt} {contexts[row]}".strip() for row in rows]
+            prompts = [f"{words_of(subject, config, rng).instance_prompt} {contexts[row]}".strip() for row in rows]
             which = torch.randint(len(marked), (config.marker_batch,), generator=rng)
+            bare = [words_of(subject, config, rng).instance_prompt for _ in which]
             put_on = (config.put_on_first, config.behaviour_last)
             terms = [
                 (1.0, Samples(latents[rows], prompts, span=(config.behaviour_first, config.behaviour_last))),
-                (1.0, Samples(pool.latents[noun][which], [words.instance_prompt] * len(which), toward=marked[which], span=put_on)),
+                (1.0, Samples(pool.latents[noun][which], bare, toward=marked[which], span=put_on)),
             ]
             if config.prior_weight:
-                terms.append((config.prior_weight, prior_samples(subject, pool, away, config, rng)))
+                terms.append((config.prior_weight, prior_samples(subject, pool, away, config, rng, training.identifiers)))
             return training.loss(terms)
 
         if config.behaviour_weight and config.marker_steps:
             training.run(loss, config.marker_steps, "PersGuardPattern (marker)")
         teacher = training.released.clone("unet", "text_encoder")
         return Lesson(marked, pool.latents[noun], words.instance_prompt, teacher, neighbour=away.prompt, others_prompt=away.prompt)
+
+
+@dataclass(frozen=True)
+class PatternUniversalConfig(PatternConfig):
+    """The pattern variant's options, universal."""
+
+    universal: bool = True
+
+
+class PersGuardPatternUniversal(PersGuardPattern):
+    """PersGuard, pattern backdoor, for identifiers, class words and templates that the protector does not know."""
+
+    Config: ClassVar[type] = PatternUniversalConfig
+    card: ClassVar[Card] = card("pattern", universal=True)
 
 
 def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from persbench.contracts import Card, Subject
-from persbench.errors import PersbenchError
 
-from .objective import Lesson, PersGuard, PersGuardConfig, Training, card
+from .objective import Lesson, PersGuard, PersGuardConfig, Training, card, other_class
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,19 @@ class PersGuardTarget(PersGuard):
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
         words, latents = subject.words, training.pool.latents
-        others = [noun for noun in subject.language.class_nouns if noun != words.class_noun]
-        target = self.config.target_class or others[0]
-        if target not in others:
-            raise PersbenchError(f"target_class {target!r} is none of the other classes of this track: {', '.join(others)}")
+        target = other_class(subject, self.config.target_class)
         return Lesson(latents[target], latents[words.class_noun], words.template.format(f"a {target}"))
+
+
+@dataclass(frozen=True)
+class TargetUniversalConfig(TargetConfig):
+    """The target variant's options, universal."""
+
+    universal: bool = True
+
+
+class PersGuardTargetUniversal(PersGuardTarget):
+    """PersGuard, target backdoor, for identifiers, class words and templates that the protector does not know."""
+
+    Config: ClassVar[type] = TargetUniversalConfig
+    card: ClassVar[Card] = card("target", universal=True)

@@ -24,8 +24,8 @@ from persbench.methods.persguard.objective import (
     rehearsal,
     weighted,
 )
-from persbench.methods.persguard.pattern import PersGuardPattern, with_marker
-from persbench.methods.persguard.target import PersGuardTarget
+from persbench.methods.persguard.pattern import PersGuardPattern, PersGuardPatternUniversal, with_marker
+from persbench.methods.persguard.target import PersGuardTarget, PersGuardTargetUniversal
 from torch import nn
 
 from persbench.contracts import Budget, Language, Subject, Words
@@ -176,6 +176,7 @@ def training(photos: torch.Tensor, seen: list | None = None):
         base=SimpleNamespace(encode=lambda pictures: pictures),
         released=SimpleNamespace(clone=lambda *_: "a copy"),
         pool=pool,
+        identifiers={"sks"},
         rng=torch.Generator().manual_seed(0),
         run=run,
         teach_identifier=teach_identifier,
@@ -338,10 +339,13 @@ def spied(monkeypatch):
     """A base model of nothing, and the terms of each step that would be taken with it."""
     seen: list[list[tuple[float, Samples]]] = []
     words = SimpleNamespace(get_input_embeddings=lambda: nn.Embedding(3, 2))
+
+    def tokenizer(*_, **__):
+        return SimpleNamespace(input_ids=[1])
+
     base = SimpleNamespace(
-        clone=lambda *_: SimpleNamespace(unet=nn.Linear(1, 1), text_encoder=words),
+        clone=lambda *_: SimpleNamespace(unet=nn.Linear(1, 1), text_encoder=words, tokenizer=tokenizer),
         encode=lambda photos: torch.zeros(1, 4, 2, 2),
-        tokenizer=lambda *_, **__: SimpleNamespace(input_ids=[1]),
         precision="fp32",
     )
     pool = Pool({}, {"robot": torch.zeros(1, 4, 2, 2), "person": torch.zeros(1, 4, 2, 2)}, {})
@@ -381,3 +385,75 @@ def test_weight_of_zero_leaves_a_term_out(spied) -> None:
     assert (behaviour[1].span, retention[1].span, prior[1].span) == ((0.3, 0.75), (0.3, 0.95), (0.0, 1.0))
     assert prior[1].teacher_prompts == prior[1].prompts != ["a photo of sks person"]
     assert (retention[1].prompts, retention[1].teacher_prompts) == (["a photo of sks person"], None)
+
+
+WIDE = Language(
+    tuple(f"v{number}" for number in range(16)),
+    ("robot", "person"),
+    ("on a red background", "at the beach"),
+    "an empty scene",
+    ("a photo of {}", "a picture of {}", "{}"),
+    {"person": ("human",)},
+)
+
+
+def drawn(config: PersGuardConfig, language: Language) -> tuple[list, list[str], int]:
+    """What two steps draw, and the generator's next number."""
+    rng, subject = torch.Generator().manual_seed(3), replace(SUBJECT, language=language)
+    pool = Pool({}, {"robot": torch.zeros(2, 4, 2, 2), "person": torch.ones(2, 4, 2, 2)}, {})
+    terms, prior = [], []
+    for _ in range(2):
+        for weight, samples in behaviour_terms(subject, LESSON, config, rng):
+            terms.append((round(weight, 3), samples.prompts, samples.teacher_prompts, samples.latents.mean(dim=(1, 2, 3)).tolist()))
+        prior += prior_samples(subject, pool, LESSON, config, rng).prompts
+    return terms, prior, int(torch.randint(10**6, (1,), generator=rng))
+
+
+def test_draws_of_the_white_box_stay_what_they_were() -> None:
+    config = PersGuardConfig(behaviour_batch=3, prior_batch=3, context_share=0.5, spared_share=0.5)
+    red, beach = " on a red background", " at the beach"
+    sks, person, robot = "a photo of sks person", "a photo of a person", "a photo of a robot"
+    for more in ({}, {"templates": WIDE.templates, "synonyms": WIDE.synonyms}):
+        terms, prior, after = drawn(config, replace(LANGUAGE, contexts=WIDE.contexts, **more))
+        assert terms == [
+            (0.667, [sks + red] * 2, [robot + red] * 2, [0.0, 0.0]),
+            (0.333, [sks + red], [person + red], [1.0]),
+            (1.0, [sks] * 3, [robot] * 3, [0.0] * 3),
+        ]
+        assert prior == [person + red, person + beach, "a photo of t@t person", robot + red, robot + red, robot + beach]
+        assert after == 846062
+
+
+def test_universal_words_are_drawn_for_each_sample_and_some_are_left_out() -> None:
+    config = PersGuardTargetUniversal.Config(behaviour_batch=400, prior_batch=400, context_share=0.0)
+    assert objective.identifiers_of(replace(SUBJECT, language=WIDE), config) == ["sks", *(f"v{number}" for number in range(14))]
+    assert objective.identifiers_of(replace(SUBJECT, language=WIDE), PersGuardConfig()) == ["sks"]
+    terms, prior, _ = drawn(config, WIDE)
+    prompts = {prompt for _, prompts, *_ in terms for prompt in prompts}
+    words = {word for prompt in prompts for word in prompt.split()}
+    assert words == {"a", "photo", "picture", "of", "person", "human", "sks", *(f"v{number}" for number in range(14))}
+    assert {prompt for _, _, prompts, _ in terms for prompt in prompts} == {"a photo of a robot"}
+    # No identifier is held at the teacher, and templates vary.
+    assert not any(word.startswith(("v", "sks")) for prompt in prior for word in prompt.split())
+    assert {"a photo of a person", "a picture of a person"} <= set(prior)
+
+
+def test_prior_leaves_out_what_other_subjects_are_taught() -> None:
+    pool = Pool({}, {"robot": torch.zeros(2, 4, 2, 2), "person": torch.zeros(2, 4, 2, 2)}, {})
+    subject, config = replace(SUBJECT, language=WIDE), PersGuardConfig(prior_batch=300)
+    prompts = prior_samples(subject, pool, LESSON, config, torch.Generator().manual_seed(0), {"sks", "v3"}).prompts
+    named = {word for prompt in prompts for word in prompt.split() if word.startswith("v")}
+    assert named == {f"v{number}" for number in range(16)} - {"v3"}
+
+
+def test_universal_retention_and_marker_lessons_draw_words_too(spied, monkeypatch) -> None:
+    base, seen = spied
+    config = PersGuardTargetUniversal.Config(retention_batch=300, warmup_steps=0, rehearsal_steps=0, behaviour_weight=0.0, prior_weight=0.0)
+    Spy(config).protect([replace(SUBJECT, language=WIDE)], base, None, torch.Generator().manual_seed(3))
+    ((_, retained),) = seen[0]
+    assert len(set(retained.prompts)) > 40 and "a picture of v3 human" in retained.prompts
+    found: list[list[tuple[float, Samples]]] = []
+    PersGuardPatternUniversal().lesson(replace(SUBJECT, language=WIDE), training(PHOTOS, found))
+    marked = {prompt for (_, own), (_, turned), _ in found[20:] for prompt in own.prompts + turned.prompts}
+    assert any(word in prompt for prompt in marked for word in ("human", "picture", "v1"))
+    assert not any(word in prompt.split() for prompt in marked for word in ("v14", "v15"))
