@@ -207,7 +207,7 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     leak, control, floor = similarity("attacked"), similarity("control"), similarity("floor")
     names = sorted({label.split(":")[1] for _, label in values if label.startswith("bystander:")})
     priors = sorted({label for _, label in values if label.startswith("prior:")})
-    by_judge = {judge: _subtract_ratio(*(by_one(judge, label) for label in ("attacked", "control", "floor")), margin) for judge in judges}
+    by_judge = {j: _subtract_ratio(by_one(j, "attacked"), by_one(j, "control"), by_one(j, "floor"), margin) for j in judges}
     spent = record["stages"].get("protect", {})
     attacking = [stage["seconds"] for name, stage in record["stages"].items() if name.startswith("attacked:")]
     cell = record["cell"]
@@ -416,7 +416,8 @@ class Board:
     @property
     def subjects(self) -> tuple[str, ...]:
         """All subjects of its rows."""
-        return tuple(sorted({each.subject for row in self.rows for each in (*row.total.scores, *row.total.gaps)}))
+        scored = {each.subject for row in self.rows for each in row.total.scores}
+        return tuple(sorted(scored | {gap.subject for row in self.rows for gap in row.total.gaps}))
 
     def standing(self, row: Row) -> Standing:
         """A row's worst case over the default set."""
@@ -507,14 +508,14 @@ def _board(key: str, cells: _Cells, sets: Mapping[str, Sequence[str]]) -> Board:
     rows: dict[tuple[str, str, float | None, int], tuple[dict[tuple[str, str, int], Score], list[Gap]]] = defaultdict(lambda: ({}, []))
     for each, asked in cells.good:
         granted[each.method, each.variant, asked] = each.budget_levels
-        scores, _ = rows[each.method, each.variant, each.budget_levels, max(1, len(each.group))]
+        scores, _ = rows[each.method, each.variant, each.budget_levels, _size(each.method, each.group)]
         place = (each.attack, each.subject, each.seed)
         if place not in scores or len(each.bystanders) > len(scores[place].bystanders):  # run again with other bystanders
             scores[place] = each
     for gap, cell in cells.bad:
         method, variant, asked = cell["method"], variant_name(cell), cell["budget"]
         budget = granted.get((method, variant, asked), asked)
-        scores, missing = rows[method, variant, budget, max(1, len(cell.get("group") or ()))]
+        scores, missing = rows[method, variant, budget, _size(method, cell.get("group"))]
         if (gap.attack, gap.subject, gap.seed) not in scores:
             missing.append(gap)
     ran_under = {parts: {place[0] for place in scores} | {gap.attack for gap in missing} for parts, (scores, missing) in rows.items()}
@@ -540,6 +541,11 @@ def _board(key: str, cells: _Cells, sets: Mapping[str, Sequence[str]]) -> Board:
             _controls([each for each, _ in cells.good], ran),
         )
     )
+
+
+def _size(method: str, group: Sequence[str] | None) -> int:
+    """How many subjects one release protects; for a baseline it makes no difference."""
+    return 1 if method in BASELINES else max(1, len(group or ()))
 
 
 def _flagged(board: Board) -> Board:
@@ -616,7 +622,8 @@ def _ranked(rows: Sequence[Row], attack_sets: Mapping[str, tuple[str, ...]]) -> 
             for row in rows
             if not row.standings[name].missing and row.method not in BASELINES
         }
-        overall, within = ranks(values), {}
+        overall = ranks(values)
+        within: dict[str, Rank] = {}
         for threat in THREATS:
             within |= ranks({row.name: values[row.name] for row in rows if row.name in values and row.threat_model == threat})
         for row in rows:
