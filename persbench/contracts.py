@@ -48,8 +48,8 @@ class Words:
 
     @property
     def class_prompt(self) -> str:
-        """The prompt of its class: "a photo of a person"."""
-        return self.template.format(f"a {self.class_noun}")
+        """The prompt of its class: "a photo of a person", "a photo of an android"."""
+        return self.template.format(f"{'an' if self.class_noun[0] in 'aeiou' else 'a'} {self.class_noun}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Tamper(Plugin, ABC):
     """What the adversary does to the released model before personalizing, or how much harder he trains; one of the two, or both."""
 
     changes_model: ClassVar[bool] = True
-    uses_class_pictures: ClassVar[bool] = False
+    uses_class_pictures: ClassVar[bool] = False  # of all class nouns
 
     def tamper(self, model: DiffusionModel, adversary: Adversary, rng: torch.Generator) -> DiffusionModel:
         """The model that is personalized; `model` stays as it is. Not called unless `changes_model`.
@@ -162,7 +162,7 @@ class Personalizer(Plugin, ABC):
     """How the adversary fine-tunes a model on photos."""
 
     trains: ClassVar[bool] = True  # False: the released model is asked for the class alone
-    uses_class_pictures: ClassVar[bool] = False
+    uses_class_pictures: ClassVar[bool] = False  # of the class noun that the adversary uses
 
     def words(self, words: Words, language: Language) -> Words:
         """The words that the adversary trains and prompts with, where the personalizer needs other ones (more tokens, say)."""

@@ -29,6 +29,7 @@ class FinetuneFirst(Tamper):
     """
 
     Config: ClassVar[type] = FinetuneFirstConfig
+    uses_class_pictures: ClassVar[bool] = True
     card: ClassVar[Card] = Card("Benign fine-tuning first", controls="the released model", knows="the public model")
 
     def tamper(self, model: DiffusionModel, adversary: Adversary, rng: torch.Generator) -> DiffusionModel:

@@ -255,11 +255,9 @@ class Pipeline:
         clean = pictures.read(subject.spares, self.size) if subject else torch.empty(0, 3, self.size, self.size)
         return Adversary(self.base, clean, self.track.language, drawn)
 
-    def _means(self, cell: Cell, plugin: Tamper | Personalizer) -> tuple[Node, ...]:
+    def _means(self, cell: Cell, plugin: Tamper | Personalizer, nouns: Sequence[str]) -> tuple[Node, ...]:
         """The class pictures that a part of an attack needs, so that they are there before it."""
-        if not plugin.uses_class_pictures:
-            return ()
-        return tuple(self.class_pictures(cell, noun) for noun in self.track.language.class_nouns)
+        return tuple(self.class_pictures(cell, noun) for noun in nouns) if plugin.uses_class_pictures else ()
 
     def counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
         """The photos after a countermeasure."""
@@ -291,7 +289,7 @@ class Pipeline:
         plugin: Tamper = self._plugin("tampers", part.name, cell, dict(part.options))
         if not plugin.changes_model:
             return model
-        means = self._means(cell, plugin)
+        means = self._means(cell, plugin, self.track.language.class_nouns)
         parts = {
             "tamper": self._identity(part.name, plugin),
             "model": model.id,
@@ -322,7 +320,7 @@ class Pipeline:
             tamper: Tamper = self._plugin("tampers", part.name, cell, dict(part.options))
             personalizer = type(personalizer)(tamper.train(personalizer.config))
         words = personalizer.words(words, language)
-        means = self._means(cell, personalizer)
+        means = self._means(cell, personalizer, (words.class_noun,))
         parts = {
             "personalizer": self._identity(attack.personalizer.name, personalizer),
             "words": asdict(words),
@@ -375,9 +373,9 @@ class Pipeline:
     def prompts(self, words: Words) -> tuple[str, ...]:
         """The evaluation prompts for the words of an adversary; without identifier those of the class."""
         protocol = self.track.protocol
-        phrase = f"{words.identifier} {words.class_noun}" if words.identifier else f"a {words.class_noun}"
         asked = [p.replace(protocol.template, words.template, 1) if p.startswith(protocol.template) else p for p in protocol.prompts]
-        return tuple(p.format(phrase) for p in asked for _ in range(protocol.pictures_per_prompt))
+        each = [replace(words, template=template) for template in asked for _ in range(protocol.pictures_per_prompt)]
+        return tuple(w.instance_prompt if w.identifier else w.class_prompt for w in each)
 
     def plan(self, cell: Cell) -> Node:
         """The record node of a cell; everything else hangs below it. Raises PersbenchError for what cannot be planned."""

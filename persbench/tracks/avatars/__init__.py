@@ -23,6 +23,23 @@ FOLDER = Path(__file__).parent
 # How they were found: docs/avatars.md.
 PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.3, "pool": 12}
 
+# One attack for each way of attacking; what costs more or repeats a way is in the strong set.
+STANDARD = ("lora", "dreambooth", "textual-inversion", "jpeg+lora", "diffpure+lora", "weight-merge+lora", "lora@identifier", "lora@all")
+STRONG = (
+    "custom-diffusion",
+    "svdiff",
+    "resize+lora",
+    "adverse-cleaner+lora",
+    "grid-pure+lora",
+    "impress+lora",
+    "mixed+lora",
+    "finetune-first+lora",
+    "longer+lora",
+    "hotter+lora",
+    "lora@class-word",
+    "lora@template",
+)
+
 
 class Avatars(Track):
     """Drawn people, robots, monsters and planets, with a small Stable Diffusion of their own; needs no GPU and no network."""
@@ -67,6 +84,10 @@ class Avatars(Track):
             "photoguard-diffusion": {"steps": 20, "gradients": 2, "step_levels": 2.0},
             "pid": {"steps": 400},
             "diffusionguard": {"steps": 200},
+            # Three bits harm drawn pictures more than any protection; half of the papers' steps purify as well here.
+            "bit-depth": {"bits": 4},
+            "impress": {"steps": 300},
+            "finetune-first": {"rate": 1e-4, "steps": 150},
             "mist": {"rate": 625.0},  # 10,000 for the 16,384 latent values of 512 pixels; here they are 1,024
         },
     )
@@ -93,7 +114,7 @@ class Avatars(Track):
         return {"all": everyone, "quick": everyone[:2]}
 
     def attack_sets(self) -> Mapping[str, tuple[str, ...]]:
-        return {"standard": ("lora",), "strong": ("lora",)}
+        return {"standard": STANDARD, "strong": STANDARD + STRONG}
 
     def evaluators(self) -> Evaluators:
         from .evaluators import AvatarEvaluators
