@@ -113,9 +113,13 @@ def reduced(monkeypatch) -> None:
     from persbench.tracks.avatars import Avatars
 
     short = {name: {**options, "steps": 2} for name, options in Avatars.protocol.options.items()}
-    for name in ("persguard-pattern", "persguard-erasure", "persguard-target"):
-        short[name] = {**short.get(name, {}), "steps": 2, "pool": 1, "warmup_steps": 2, "rehearsal_steps": 2}
-    short["persguard-pattern"] |= {"away_steps": 2, "marker_steps": 2}
+    for name in (name for name in short if name.startswith("persguard")):
+        short[name] |= {"pool": 1, "warmup_steps": 2, "rehearsal_steps": 2}
+    for name in ("persguard-pattern", "persguard-pattern-universal"):
+        short[name] |= {"away_steps": 2, "marker_steps": 2}
+    short["apdm"] |= {"simulated_steps": 1, "class_pictures": 1}
+    short["badt2i"] |= {"pool": 1}
+    short["shortcut"] |= {"pictures": 1, "class_pictures": 1}
     protocol = replace(
         Avatars.protocol,
         prompts=Avatars.protocol.prompts[:1],

@@ -22,6 +22,9 @@ FOLDER = Path(__file__).parent
 
 # How they were found: docs/avatars.md.
 PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.3, "pool": 12}
+TARGET = PERSGUARD | {"held_share": 0.0, "spared_share": 0.5}
+ERASURE = PERSGUARD | {"behaviour_weight": 0.5, "context_share": 0.2, "spared_share": 1.0}
+PATTERN = PERSGUARD | {"context_share": 0.25, "spared_share": 1.0}
 
 # One attack for each way of attacking; what costs more or repeats a way is in the strong set.
 STANDARD = ("lora", "dreambooth", "textual-inversion", "jpeg+lora", "diffpure+lora", "weight-merge+lora", "lora@identifier", "lora@all")
@@ -76,9 +79,17 @@ class Avatars(Track):
         options={
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
-            "persguard-target": PERSGUARD | {"held_share": 0.0, "spared_share": 0.5},
-            "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.5, "context_share": 0.2, "spared_share": 1.0},
-            "persguard-pattern": PERSGUARD | {"context_share": 0.25, "spared_share": 1.0},
+            "persguard-target": TARGET,
+            "persguard-target-universal": TARGET,
+            "persguard-erasure": ERASURE,
+            "persguard-erasure-universal": ERASURE,
+            "persguard-pattern": PATTERN,
+            "persguard-pattern-universal": PATTERN,
+            # Fewer steps at higher rates than the official ones: two to three minutes of a core. Not tuned further.
+            "imma": {"steps": 250, "rate": 1e-4, "inner_rate": 2.5e-5, "batch": 4},
+            "apdm": {"steps": 30, "simulated_steps": 4, "rate": 2e-4, "simulated_rate": 1e-4, "batch": 2, "class_pictures": 32},
+            "badt2i": {"steps": 90, "rate": 5e-4, "batch": 8, "pool": 12},
+            "shortcut": {"steps": 250, "rate": 1e-4, "batch": 4},
             # Papers' step counts would take minutes a subject here; these take about one on a core.
             "photoguard-encoder": {"steps": 400},
             "photoguard-diffusion": {"steps": 20, "gradients": 2, "step_levels": 2.0},
