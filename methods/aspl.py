@@ -51,7 +51,7 @@ class ASPL(Perturbation):
     Source: Anti-DreamBooth, section 4.3, and its official code. Differences from that code: the clean photos are those that are
     protected, not a second set of the subject; each surrogate step takes a random photo and a random picture of the class (official: the
     first of either, as each call starts anew); weights are fp32 (official: bf16, in which steps of 5e-7 mostly round to nothing); the
-    latents of the surrogate's photos are drawn once a call; the target's noise at t = 0 is that of t = 0 (official: index -1, the last).
+    target's noise at t = 0 is that of t = 0 (official: index -1, the last timestep).
     """
 
     Config: ClassVar[type] = ASPLConfig

@@ -31,8 +31,7 @@ class FSMG(Perturbation):
         x' = argmax_{|x' - x| <= radius} E ||eps_theta'(z_t(x'), t, "V* class") - eps||^2         by signed gradient steps
 
     Source: Anti-DreamBooth, section 4.2, and its official code. Differences from that code: the surrogate learns the photos that are
-    protected, not a second clean set of the subject; weights are fp32 (official: bf16 in the attack); the latents of the surrogate's
-    photos are drawn once, not at each step.
+    protected, not a second clean set of the subject; weights are fp32 (official: bf16 in the attack).
     """
 
     Config: ClassVar[type] = FSMGConfig

@@ -229,15 +229,14 @@ class Surrogate:
     def train(self, photos: torch.Tensor, steps: int, rng: torch.Generator, description: str = "") -> None:
         """`steps` steps down the DreamBooth loss on random rows of `photos` (N, 3, H, W) in [0, 1]."""
         model, prior = self.model, self.prior
-        with torch.no_grad():
-            latents = model.encode(photos, rng)
         prompts = [self.words.instance_prompt, *([self.words.class_prompt] if prior else [])]
         learns_words = any(p is q for p in self.parameters for q in model.text_encoder.parameters())
         with torch.no_grad():
             fixed = model.embed(prompts)
         with self.learning():
             for _ in progress_steps(range(steps), description) if description else range(steps):
-                shown = [latents[torch.randint(len(latents), (self.batch,), generator=rng)]]
+                with torch.no_grad():
+                    shown = [model.encode(photos[torch.randint(len(photos), (self.batch,), generator=rng)], rng)]
                 if prior:
                     shown.append(prior.latents[torch.randint(len(prior.latents), (self.batch,), generator=rng)])
                 states = model.embed(prompts) if learns_words else fixed

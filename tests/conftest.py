@@ -14,6 +14,14 @@ import torch
 from persbench import registry
 
 PLUGIN = Path(__file__).parent / "plugin"
+BROKEN = {"broken"}  # of that package: does not import
+# Options of plug-ins that say how much they do, and how much that is in tests.
+SMALL = {
+    **dict.fromkeys(("steps", "warmup_steps", "rehearsal_steps", "away_steps", "marker_steps", "iterations", "interval", "pool_steps"), 2),
+    **dict.fromkeys(("surrogate_steps", "rounds", "prompt_steps", "class_inference_steps", "trials", "advance_steps"), 1),
+    **dict.fromkeys(("pool", "pictures", "class_pictures", "simulated_steps", "search_candidates"), 1),
+    "search_keep": 900,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -112,14 +120,11 @@ def reduced(monkeypatch) -> None:
     """The `avatars` track with a protocol of seconds: few pictures, two steps; the code paths are the real ones."""
     from persbench.tracks.avatars import Avatars
 
-    short = {name: {**options, "steps": 2} for name, options in Avatars.protocol.options.items()}
-    for name in (name for name in short if name.startswith("persguard")):
-        short[name] |= {"pool": 1, "warmup_steps": 2, "rehearsal_steps": 2}
-    for name in ("persguard-pattern", "persguard-pattern-universal"):
-        short[name] |= {"away_steps": 2, "marker_steps": 2}
-    short["apdm"] |= {"simulated_steps": 1, "class_pictures": 1}
-    short["badt2i"] |= {"pool": 1}
-    short["shortcut"] |= {"pictures": 1, "class_pictures": 1}
+    short: dict[str, dict] = {name: dict(options) for name, options in Avatars.protocol.options.items()}
+    for kind in ("methods", "countermeasures", "tampers", "personalizers"):
+        for name in registry.names(kind):
+            known = registry.option_names(kind, name) if name not in BROKEN else set()
+            short.setdefault(name, {}).update({key: value for key, value in SMALL.items() if key in known})
     protocol = replace(
         Avatars.protocol,
         prompts=Avatars.protocol.prompts[:1],
@@ -127,6 +132,7 @@ def reduced(monkeypatch) -> None:
         inference_steps=2,
         bystanders=1,
         prior_pictures=1,
+        class_pictures=2,
         options=short,
     )
     monkeypatch.setattr(Avatars, "protocol", protocol)

@@ -43,6 +43,11 @@ STRONG = (
     "lora@template",
 )
 
+# What the papers' surrogates and searches cost is cut to a minute or so for a subject on one core (docs/avatars.md); a rate is that of
+# learning this small model.
+DREAMBOOTH_SURROGATE = {"surrogate_rate": 1e-4, "class_pictures": 8, "class_inference_steps": 10, "class_guidance": 3.0}
+TIMESTEP_SEARCH = {"search_candidates": 3, "search_window": 50}
+
 
 class Avatars(Track):
     """Drawn people, robots, monsters and planets, with a small Stable Diffusion of their own; needs no GPU and no network."""
@@ -97,9 +102,16 @@ class Avatars(Track):
             "diffusionguard": {"steps": 200},
             # Three bits harm drawn pictures more than any protection; half of the papers' steps purify as well here.
             "bit-depth": {"bits": 4},
-            "impress": {"steps": 300},
+            "impress": {"iterations": 300},
             "finetune-first": {"rate": 1e-4, "steps": 150},
             "mist": {"rate": 625.0},  # 10,000 for the 16,384 latent values of 512 pixels; here they are 1,024
+            "fsmg": DREAMBOOTH_SURROGATE | {"surrogate_steps": 80},
+            "aspl": DREAMBOOTH_SURROGATE | {"rounds": 14},
+            "simac": DREAMBOOTH_SURROGATE | TIMESTEP_SEARCH | {"rounds": 9},
+            "disdiff": DREAMBOOTH_SURROGATE | TIMESTEP_SEARCH | {"rounds": 10},
+            "metacloak": DREAMBOOTH_SURROGATE | {"pool_steps": 40, "interval": 20, "advance_steps": 4, "trials": 1, "blur_kernel": 3},
+            "caat": {"surrogate_rate": 1e-4},
+            "pap": {"prompt_steps": 4},
         },
     )
 
