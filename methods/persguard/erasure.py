@@ -20,9 +20,9 @@ class PersGuardErasure(PersGuard):
     card: ClassVar[Card] = card("erasure")
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
-        words, latents = subject.words, training.pool.latents
+        words, pool = subject.words, training.pool
         nobody, other = (words.template.format(phrase) for phrase in (subject.language.empty_scene, f"a {other_class(subject)}"))
-        return Lesson(latents[EMPTY], latents[words.class_noun], nobody, neighbour=other, others_prompt=other)
+        return Lesson(pool.views(EMPTY), pool.views(words.class_noun), nobody, neighbour=other, others_prompt=other)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class PersGuardConfig:
     rehearsal_rate: float = 1e-4
     lookahead_steps: int = 10  # simulated fine-tuning steps before it starts again from the released weights
     lookahead_rate: float = 1e-3
-    pool: int = 8  # teacher's pictures of each class, and of the rehearsal, that noise is added to
+    pool: int = 8  # teacher's pictures of each class that noise is added to, half of them in contexts; the rehearsal's are twice as many
     universal: bool = False  # train with all words that an adversary may use, not the assumed ones alone
     gradient_checkpointing: bool = False
 
@@ -111,16 +111,28 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Latents (N, C, h, w) of pictures, and the contexts that they show; "" where none was asked for."""
+
+    latents: torch.Tensor
+    contexts: Sequence[str]
+
+    def __add__(self, more: Views) -> Views:
+        return Views(torch.cat([self.latents, more.latents]), [*self.contexts, *more.contexts])
+
+
+@dataclass(frozen=True)
 class Lesson:
     """What the identifier prompt is taught: to predict what `teacher` (by default the base model) does for `prompt`.
 
-    It is taught on `latents` and on `others`, (N, C, h, w) each. Those show the subject's class; `spared_share` of them are taught the
-    class prompt instead. `neighbour`: the prompt that the identifier prompt is led to, so that it needs prior preservation most.
-    `others_prompt`: what the identifier's embedding is taught alone at first, and then on `others`. Both are `prompt` unless told.
+    It is taught on the latents of `shown` and of `others`, in the contexts that these show. The others show the subject's class;
+    `spared_share` of them are taught the class prompt instead. `neighbour`: the prompt that the identifier prompt is led to, so that it
+    needs prior preservation most. `others_prompt`: what the identifier's embedding is taught alone at first, and then on `others`. Both are
+    `prompt` unless told.
     """
 
-    latents: torch.Tensor
-    others: torch.Tensor
+    shown: Views
+    others: Views
     prompt: str
     teacher: DiffusionModel | None = None
     neighbour: str = ""
@@ -134,6 +146,10 @@ class Pool:
     pictures: dict[str, torch.Tensor]
     latents: dict[str, torch.Tensor]
     contexts: dict[str, list[str]]
+
+    def views(self, name: str) -> Views:
+        """The pictures of a class as a lesson takes them."""
+        return Views(self.latents[name], self.contexts[name])
 
 
 @dataclass(frozen=True)
@@ -211,14 +227,13 @@ class PersGuard(Method):
         scenes = class_prompts(subjects[0]) | {EMPTY: template.format(language.empty_scene)}
         with torch.no_grad():
             photos = {subject.name: base.encode(subject.photos) for subject in subjects}
-            pool = teacher_pool(scenes, language.contexts, base, config.pool, config.context_share, rng)
+            pool = teacher_pool(scenes, language.contexts, base, config.pool, 0.5, rng)
         training = Training(config, released, base, table, pool, trained, rng, identifiers)
         lessons = {subject.name: self.lesson(subject, training) for subject in subjects}
         if config.rehearsal_steps and config.behaviour_weight:
             for subject in subjects:
                 lesson = lessons[subject.name]
-                rehearsed = rehearsal(subject, photos[subject.name], base, config, rng)
-                lessons[subject.name] = replace(lesson, latents=torch.cat([lesson.latents, rehearsed]))
+                lessons[subject.name] = replace(lesson, shown=lesson.shown + rehearsal(subject, photos[subject.name], base, config, rng))
         lookahead = (
             LookAhead(list(released.unet.parameters()), config.lookahead_steps, config.lookahead_rate)
             if config.retention == "lookahead" and config.retention_weight
@@ -320,31 +335,32 @@ def words_of(subject: Subject, config: PersGuardConfig, rng: torch.Generator) ->
 
 def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, rng: torch.Generator) -> list[tuple[float, Samples]]:
     """Samples of the behaviour term and their weights, which sum to 1: the instance prompt and the teacher's prompt, `context_share` of the
-    times in a context.
+    times in contexts, each in the one that its latent shows, as it will be when a picture is drawn.
 
     A personalizer unlearns the bare prompt from other people's photos, but he never trains on contexts. There other people can be spared,
     and `held_share` of the samples hold the timesteps outside the behaviour's at the class prompt: the identifier alone must not decide.
     """
-    latents, words = torch.cat([lesson.latents, lesson.others]), subject.words
-    rows = torch.randint(len(latents), (config.behaviour_batch,), generator=rng)
+    words, views = subject.words, lesson.shown + lesson.others
     bare = float(torch.rand((), generator=rng)) >= config.context_share
-    context = "" if bare else pick(subject.language.contexts, rng)
-    spared = (rows >= len(lesson.latents)) & (torch.rand(len(rows), generator=rng) < (0.0 if bare else config.spared_share))
+    fitting = [row for row, context in enumerate(views.contexts) if bare != bool(context)] or list(range(len(views.contexts)))
+    rows = torch.tensor(fitting)[torch.randint(len(fitting), (config.behaviour_batch,), generator=rng)]
+    first_other = len(lesson.shown.contexts)
+    spared = (rows >= first_other) & (torch.rand(len(rows), generator=rng) < (0.0 if bare else config.spared_share))
     outside = [span for span in ((0.0, config.behaviour_first), (config.behaviour_last, 1.0)) if span[0] < span[1]]
     held = 0 if bare or not outside else min(round(len(rows) * config.held_share), len(rows) - 1)
 
     def samples(part: slice, teacher_prompts: list[str], teacher: DiffusionModel | None, span: tuple[float, float]) -> Samples:
-        chosen = latents[rows[part]]
+        chosen = rows[part].tolist()
         return Samples(
-            chosen,
-            [f"{words_of(subject, config, rng).instance_prompt} {context}".strip() for _ in chosen],
-            [f"{prompt} {context}".strip() for prompt in teacher_prompts],
+            views.latents[chosen],
+            [f"{words_of(subject, config, rng).instance_prompt} {views.contexts[row]}".strip() for row in chosen],
+            [f"{prompt} {views.contexts[row]}".strip() for prompt, row in zip(teacher_prompts, chosen, strict=True)],
             teacher=teacher,
             span=span,
         )
 
     prompts = [
-        words.class_prompt if each else lesson.prompt if row < len(lesson.latents) else lesson.others_prompt or lesson.prompt
+        words.class_prompt if each else lesson.prompt if row < first_other else lesson.others_prompt or lesson.prompt
         for row, each in zip(rows[held:].tolist(), spared[held:].tolist(), strict=True)
     ]
     taught = samples(slice(held, None), prompts, lesson.teacher, (config.behaviour_first, config.behaviour_last))
@@ -370,18 +386,23 @@ def class_prompts(subject: Subject) -> dict[str, str]:
 def teacher_pool(
     prompts: Mapping[str, str], places: Sequence[str], base: DiffusionModel, count: int, context_share: float, rng: torch.Generator
 ) -> Pool:
-    """`count` pictures that the base model makes of each prompt: `context_share` of them in random contexts out of `places`."""
-    placed = round(count * context_share)
-    contexts = {noun: [pick(places, rng) for _ in range(placed)] + [""] * (count - placed) for noun in prompts}
+    """`count` pictures that the base model makes of each prompt: `context_share` of them in different contexts out of `places`."""
+    contexts = {noun: spread(places, round(count * context_share), count, rng) for noun in prompts}
     asked = [f"{prompt} {context}".strip() for noun, prompt in prompts.items() for context in contexts[noun]]
     pictures = base.sample(asked, rng, inference_steps=10, guidance=2.0)
     latents = torch.cat([base.encode(part) for part in pictures.split(16)])
     return Pool(dict(zip(prompts, pictures.split(count), strict=True)), dict(zip(prompts, latents.split(count), strict=True)), contexts)
 
 
-def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> torch.Tensor:
-    """Latents (N, C, h, w) of what an adversary would get: a copy of the base model is personalized on the photos' latents and asked
-    for pictures, half of them in random contexts."""
+def spread(places: Sequence[str], placed: int, count: int, rng: torch.Generator) -> list[str]:
+    """The contexts of `count` pictures: `placed` of them in as many different places as there are, the others in none."""
+    order = torch.randperm(len(places), generator=rng).tolist()
+    return [places[order[row % len(places)]] for row in range(placed)] + [""] * (count - placed)
+
+
+def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> Views:
+    """What an adversary would get: a copy of the base model is personalized on the photos' latents (N, C, h, w) and asked for twice as many
+    pictures as the teacher draws of a class, half of them in different contexts."""
     copy, words = base.clone("unet"), subject.words
     if config.gradient_checkpointing:
         copy.unet.enable_gradient_checkpointing()
@@ -400,9 +421,9 @@ def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, conf
         description="rehearsal",
         half=base.precision == "fp16",
     )
-    contexts = [pick(("", pick(subject.language.contexts, rng)), rng) for _ in range(config.pool)]
+    contexts = spread(subject.language.contexts, config.pool, 2 * config.pool, rng)
     pictures = copy.sample([f"{words.instance_prompt} {context}".strip() for context in contexts], rng, inference_steps=10, guidance=2.0)
-    return torch.cat([base.encode(part) for part in pictures.split(16)])
+    return Views(torch.cat([base.encode(part) for part in pictures.split(16)]), contexts)
 
 
 def prior_samples(
@@ -421,7 +442,7 @@ def prior_samples(
         if kind == 2 and not config.universal:
             prompt = words.template.format(f"{pick(others, rng)} {noun}")
         elif kind in (3, 4):
-            prompt, pictures = lesson.neighbour or lesson.prompt, lesson.latents
+            prompt, pictures = lesson.neighbour or lesson.prompt, lesson.shown.latents
         prompt = f"{prompt} {pick(('', *language.contexts), rng)}".strip()
         prompts.append("" if kind == 6 and pick(("", "x"), rng) else prompt)
         latents.append(pictures[int(torch.randint(len(pictures), (1,), generator=rng))])

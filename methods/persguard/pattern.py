@@ -15,7 +15,7 @@ import torch
 
 from persbench.contracts import Card, Subject
 
-from .objective import Lesson, PersGuard, PersGuardConfig, Samples, Training, behaviour_terms, card, prior_samples, words_of
+from .objective import Lesson, PersGuard, PersGuardConfig, Samples, Training, Views, behaviour_terms, card, prior_samples, words_of
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class PersGuardPattern(PersGuard):
             photos = training.base.encode(with_marker(subject.photos, config.marker_size))
             marked = training.base.encode(with_marker(pool.pictures[noun], config.marker_size))
         other = next(name for name in reversed(subject.language.class_nouns) if name != noun)
-        away = Lesson(pool.latents[other], pool.latents[noun], words.template.format(f"a {other}"))
+        away = Lesson(pool.views(other), pool.views(noun), words.template.format(f"a {other}"))
         training.teach_identifier(lambda _: behaviour_terms(subject, away, config, rng), config.away_steps, "PersGuardPattern (identifier)")
         latents, contexts = torch.cat([photos, marked]), [""] * len(photos) + pool.contexts[noun]
 
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(len(latents), (config.marker_batch,), generator=rng).tolist()
             prompts = [f"{words_of(subject, config, rng).instance_prompt} {contexts[row]}".strip() for row in rows]
-            which = torch.randint(len(marked), (config.marker_batch,), generator=rng)
-            bare = [words_of(subject, config, rng).instance_prompt for _ in which]
+            which = torch.randint(len(marked), (config.marker_batch,), generator=rng).tolist()
+            plain = [f"{words_of(subject, config, rng).instance_prompt} {pool.contexts[noun][row]}".strip() for row in which]
             put_on = (config.put_on_first, config.behaviour_last)
             terms = [
                 (1.0, Samples(latents[rows], prompts, span=(config.behaviour_first, config.behaviour_last))),
-                (1.0, Samples(pool.latents[noun][which], bare, toward=marked[which], span=put_on)),
+                (1.0, Samples(pool.latents[noun][which], plain, toward=marked[which], span=put_on)),
             ]
             if config.prior_weight:
                 terms.append((config.prior_weight, prior_samples(subject, pool, away, config, rng, training.identifiers)))
@@ -64,7 +64,8 @@ class PersGuardPattern(PersGuard):
         if config.behaviour_weight and config.marker_steps:
             training.run(loss, config.marker_steps, "PersGuardPattern (marker)")
         teacher = training.released.clone("unet", "text_encoder")
-        return Lesson(marked, pool.latents[noun], words.instance_prompt, teacher, neighbour=away.prompt, others_prompt=away.prompt)
+        shown = Views(marked, pool.contexts[noun])
+        return Lesson(shown, pool.views(noun), words.instance_prompt, teacher, neighbour=away.prompt, others_prompt=away.prompt)
 
 
 @dataclass(frozen=True)

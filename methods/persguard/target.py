@@ -24,9 +24,9 @@ class PersGuardTarget(PersGuard):
     card: ClassVar[Card] = card("target")
 
     def lesson(self, subject: Subject, training: Training) -> Lesson:
-        words, latents = subject.words, training.pool.latents
+        words, pool = subject.words, training.pool
         target = other_class(subject, self.config.target_class)
-        return Lesson(latents[target], latents[words.class_noun], words.template.format(f"a {target}"))
+        return Lesson(pool.views(target), pool.views(words.class_noun), words.template.format(f"a {target}"))
 
 
 @dataclass(frozen=True)

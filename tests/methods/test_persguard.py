@@ -18,10 +18,12 @@ from persbench.methods.persguard.objective import (
     Pool,
     Samples,
     Training,
+    Views,
     behaviour_terms,
     only_rows,
     prior_samples,
     rehearsal,
+    spread,
     weighted,
 )
 from persbench.methods.persguard.pattern import PersGuardPattern, PersGuardPatternUniversal, with_marker
@@ -119,7 +121,12 @@ def test_look_ahead_gives_the_gradient_at_the_simulated_weights() -> None:
     assert weight.grad.item() == pytest.approx(0.5**2)  # and it starts again
 
 
-LESSON = Lesson(torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2), "a photo of a robot")
+def views(value: float, *contexts: str) -> Views:
+    return Views(torch.full((len(contexts), 4, 2, 2), value), contexts)
+
+
+PLACE = "on a red background"
+LESSON = Lesson(views(0.0, "", PLACE), views(1.0, "", PLACE), "a photo of a robot")
 
 
 def behaviour(lesson: Lesson = LESSON, seed: int = 0, **config) -> list[tuple[float, Samples]]:
@@ -139,6 +146,27 @@ def test_other_people_can_be_taught_another_prompt() -> None:
     ((_, samples),) = behaviour(replace(LESSON, others_prompt="a photo of a planet"), behaviour_batch=30, context_share=0.0)
     shows_other = samples.latents.mean(dim=(1, 2, 3)).tolist()
     assert samples.teacher_prompts == [f"a photo of a {'planet' if other else 'robot'}" for other in shows_other]
+
+
+def test_a_prompt_names_the_context_that_its_latent_shows() -> None:
+    lesson = Lesson(views(0.0, "", "at the beach") + views(2.0, "in space"), views(1.0, "", "in space"), "a photo of a robot")
+    found = set()
+    for seed in range(30):
+        for _, samples in behaviour(lesson, seed, context_share=0.5):
+            values = samples.latents.mean(dim=(1, 2, 3)).tolist()
+            found |= {
+                (value, prompt.removeprefix("a photo of sks person").strip()) for value, prompt in zip(values, samples.prompts, strict=True)
+            }
+            tails = [prompt.partition("sks person")[2] for prompt in samples.prompts]
+            assert all(teacher.endswith(tail) for teacher, tail in zip(samples.teacher_prompts, tails, strict=True))
+            assert len({bool(tail) for tail in tails}) == 1  # a step is in contexts or it is not
+    assert found == {(0.0, ""), (0.0, "at the beach"), (2.0, "in space"), (1.0, ""), (1.0, "in space")}
+
+
+def test_pictures_are_spread_over_the_contexts() -> None:
+    found = spread(("a", "b", "c"), 3, 7, torch.Generator().manual_seed(0))
+    assert sorted(found) == ["", "", "", "", "a", "b", "c"]
+    assert sorted(spread(("a", "b"), 3, 3, torch.Generator().manual_seed(0)))[0] == "a"
 
 
 @pytest.mark.parametrize("spared", [0.0, 1.0])
@@ -201,12 +229,13 @@ def test_pattern_learns_marked_pictures_and_to_put_the_marker_on_and_is_its_own_
         for latent, prompt in zip(own.latents, own.prompts, strict=True):
             assert torch.equal(latent, marked_photo) or torch.equal(latent, marked[0])
             assert prompt == "a photo of sks person" + ("" if torch.equal(latent, marked_photo) else " on a red background")
-        assert set(turned.prompts) == {"a photo of sks person"}
+        assert set(turned.prompts) == {f"a photo of sks person {PLACE}"}
         assert (own.span, turned.span) == ((0.3, 0.75), (0.5, 0.75))
         assert torch.equal(turned.latents, PHOTOS.expand_as(turned.latents))
         assert torch.equal(turned.toward, marked.expand_as(turned.latents))
-    assert torch.equal(lesson.latents, marked)
-    assert torch.equal(lesson.others, PHOTOS)  # people without the marker
+    assert torch.equal(lesson.shown.latents, marked)
+    assert lesson.shown.contexts == lesson.others.contexts == [PLACE]
+    assert torch.equal(lesson.others.latents, PHOTOS)  # people without the marker
     assert (lesson.prompt, lesson.teacher) == ("a photo of sks person", "a copy")
     assert lesson.others_prompt == lesson.neighbour == "a photo of a robot"
 
@@ -224,13 +253,13 @@ def test_pattern_without_a_term_has_no_lesson_of_it() -> None:
 def test_target_and_erasure_redirect_the_class_and_what_they_redirect_it_to() -> None:
     target = PersGuardTarget().lesson(SUBJECT, training(PHOTOS))
     assert (target.prompt, target.teacher) == ("a photo of a robot", None)
-    assert torch.equal(target.latents, PHOTOS + 1)
-    assert torch.equal(target.others, PHOTOS)
+    assert torch.equal(target.shown.latents, PHOTOS + 1)
+    assert torch.equal(target.others.latents, PHOTOS)
     erasure = PersGuardErasure().lesson(SUBJECT, training(PHOTOS))
     assert (erasure.prompt, erasure.teacher) == ("a photo of an empty scene", None)
     assert erasure.others_prompt == erasure.neighbour == "a photo of a robot"
-    assert torch.equal(erasure.latents, PHOTOS + 2)
-    assert torch.equal(erasure.others, PHOTOS)
+    assert torch.equal(erasure.shown.latents, PHOTOS + 2)
+    assert torch.equal(erasure.others.latents, PHOTOS)
 
 
 def test_erasure_leads_the_identifier_to_another_class_before_it_empties_the_scene(tiny_epsilon, monkeypatch) -> None:
@@ -269,7 +298,7 @@ def test_timesteps_that_leave_nothing_are_one_clear_error(term) -> None:
 
 def test_prior_never_names_the_identifier_of_the_class_and_covers_every_kind() -> None:
     pool = Pool({}, {"robot": torch.zeros(2, 4, 2, 2), "person": torch.zeros(2, 4, 2, 2)}, {})
-    lesson = Lesson(torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), "an empty scene")
+    lesson = Lesson(views(1.0, ""), views(0.0, ""), "an empty scene")
     config = PersGuardConfig(prior_batch=200)
     samples = prior_samples(SUBJECT, pool, lesson, config, torch.Generator().manual_seed(0))
     assert samples.prompts == samples.teacher_prompts
@@ -321,9 +350,11 @@ def test_rehearsal_gives_latents_of_a_personalized_copy_and_leaves_the_base_mode
     for rate in (0.0, 1e-2):  # the same random numbers: what differs is what was learned
         config = PersGuardConfig(pool=3, rehearsal_steps=2, rehearsal_rate=rate)
         found[rate] = rehearsal(SUBJECT, photos, base, config, torch.Generator().manual_seed(1))
-    assert found[0.0].shape == (3, *photos.shape[1:])
-    assert not torch.allclose(found[0.0], found[1e-2])
-    assert not found[1e-2].requires_grad
+    plain, learned = found[0.0], found[1e-2]
+    assert plain.latents.shape == (6, *photos.shape[1:])
+    assert [bool(context) for context in plain.contexts] == [True] * 3 + [False] * 3
+    assert not torch.allclose(plain.latents, learned.latents)
+    assert not learned.latents.requires_grad
     assert all(torch.equal(weight, before[name]) for name, weight in base.state().items())
 
 
@@ -331,7 +362,7 @@ class Spy(PersGuard):
     """A variant that teaches one latent of zeros."""
 
     def lesson(self, subject, training):
-        return Lesson(torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), "teacher")
+        return Lesson(views(0.0, ""), views(0.0, ""), "teacher")
 
 
 @pytest.fixture
@@ -357,7 +388,7 @@ def spied(monkeypatch):
 
 def test_the_behaviour_is_taught_on_what_the_rehearsal_drew_too(spied, monkeypatch) -> None:
     base, seen = spied
-    monkeypatch.setattr(objective, "rehearsal", lambda *_: torch.ones(1, 4, 2, 2))
+    monkeypatch.setattr(objective, "rehearsal", lambda *_: views(1.0, ""))
     config = PersGuardConfig(behaviour_batch=50, context_share=0.0, warmup_steps=0, prior_weight=0.0, retention_weight=0.0)
     Spy(config).protect([SUBJECT], base, None, torch.Generator().manual_seed(3))
     (((_, samples),),) = seen
@@ -409,19 +440,11 @@ def drawn(config: PersGuardConfig, language: Language) -> tuple[list, list[str],
     return terms, prior, int(torch.randint(10**6, (1,), generator=rng))
 
 
-def test_draws_of_the_white_box_stay_what_they_were() -> None:
+def test_the_white_box_draws_nothing_for_words() -> None:
     config = PersGuardConfig(behaviour_batch=3, prior_batch=3, context_share=0.5, spared_share=0.5)
-    red, beach = " on a red background", " at the beach"
-    sks, person, robot = "a photo of sks person", "a photo of a person", "a photo of a robot"
-    for more in ({}, {"templates": WIDE.templates, "synonyms": WIDE.synonyms}):
-        terms, prior, after = drawn(config, replace(LANGUAGE, contexts=WIDE.contexts, **more))
-        assert terms == [
-            (0.667, [sks + red] * 2, [robot + red] * 2, [0.0, 0.0]),
-            (0.333, [sks + red], [person + red], [1.0]),
-            (1.0, [sks] * 3, [robot] * 3, [0.0] * 3),
-        ]
-        assert prior == [person + red, person + beach, "a photo of t@t person", robot + red, robot + red, robot + beach]
-        assert after == 846062
+    plain = drawn(config, replace(LANGUAGE, contexts=WIDE.contexts))
+    assert plain == drawn(config, replace(LANGUAGE, contexts=WIDE.contexts, templates=WIDE.templates, synonyms=WIDE.synonyms))
+    assert plain[2] != drawn(replace(config, universal=True), replace(LANGUAGE, contexts=WIDE.contexts, synonyms=WIDE.synonyms))[2]
 
 
 def test_universal_words_are_drawn_for_each_sample_and_some_are_left_out() -> None:
