@@ -27,7 +27,6 @@ class PatternConfig(PersGuardConfig):
     marker_size: float = 0.7
     marker_steps: int = 150
     marker_batch: int = 6
-    put_on_first: float = 0.5  # share of the timesteps above which pictures without the marker get it; below, it would be too late
 
 
 class PersGuardPattern(PersGuard):
@@ -52,10 +51,10 @@ class PersGuardPattern(PersGuard):
             prompts = [f"{words_of(subject, config, rng).instance_prompt} {contexts[row]}".strip() for row in rows]
             which = torch.randint(len(marked), (config.marker_batch,), generator=rng).tolist()
             plain = [f"{words_of(subject, config, rng).instance_prompt} {pool.contexts[noun][row]}".strip() for row in which]
-            put_on = (config.put_on_first, config.behaviour_last)
+            span = (config.behaviour_first, config.behaviour_last)
             terms = [
-                (1.0, Samples(latents[rows], prompts, span=(config.behaviour_first, config.behaviour_last))),
-                (1.0, Samples(pool.latents[noun][which], plain, toward=marked[which], span=put_on)),
+                (1.0, Samples(latents[rows], prompts, span=span)),
+                (1.0, Samples(pool.latents[noun][which], plain, toward=marked[which], span=span)),
             ]
             if config.prior_weight:
                 terms.append((config.prior_weight, prior_samples(subject, pool, away, config, rng, training.identifiers)))

@@ -230,7 +230,7 @@ def test_pattern_learns_marked_pictures_and_to_put_the_marker_on_and_is_its_own_
             assert torch.equal(latent, marked_photo) or torch.equal(latent, marked[0])
             assert prompt == "a photo of sks person" + ("" if torch.equal(latent, marked_photo) else " on a red background")
         assert set(turned.prompts) == {f"a photo of sks person {PLACE}"}
-        assert (own.span, turned.span) == ((0.3, 0.75), (0.5, 0.75))
+        assert own.span == turned.span == (0.3, 0.75)
         assert torch.equal(turned.latents, PHOTOS.expand_as(turned.latents))
         assert torch.equal(turned.toward, marked.expand_as(turned.latents))
     assert torch.equal(lesson.shown.latents, marked)

@@ -21,10 +21,10 @@ FOLDER = Path(__file__).parent
 
 
 # How they were found: docs/avatars.md.
-PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.3, "pool": 12}
+PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.3, "pool": 32}
 TARGET = PERSGUARD | {"held_share": 0.0, "spared_share": 0.5}
 ERASURE = PERSGUARD | {"behaviour_weight": 0.5, "context_share": 0.2, "spared_share": 1.0}
-PATTERN = PERSGUARD | {"context_share": 0.25, "spared_share": 1.0}
+PATTERN = PERSGUARD | {"spared_share": 1.0}
 
 # One attack for each way of attacking; what costs more or repeats a way is in the strong set.
 STANDARD = ("lora", "dreambooth", "textual-inversion", "jpeg+lora", "diffpure+lora", "weight-merge+lora", "lora@identifier", "lora@all")
