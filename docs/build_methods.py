@@ -10,9 +10,10 @@ from persbench.tracks.avatars import Avatars
 PAGE = Path(__file__).parent / "methods.md"
 INTRO = """# Protections
 
-Written by `python docs/build_methods.py` from the cards and options of the plug-ins. What each does, and how it differs from its authors'
-code, stands at the top of its file in `methods/`. A budget is L-infinity in 8-bit levels on the saved picture: the paper's by default, one for
-all with `--budget`. The last column names the options that the embedded track sets; everything else is the paper's or its code's default.
+Written by `python docs/build_methods.py` from the cards and options of the plug-ins. What each does, and how it differs from its
+authors' code, stands at the top of its file in `methods/`. A budget is L-infinity in 8-bit levels on the saved picture: the paper's by
+default, one for all with `--budget`. The last column names the options that the embedded track sets; everything else is the paper's or its
+code's default.
 
 {tables}
 """
