@@ -63,17 +63,19 @@ class Shortcut(Method):
         captions = class_prompts(subjects[0])
         with torch.no_grad():
             wrong = teacher_pool({noun: captions[noun] for noun in targets}, (), base, config.pictures, 0.0, rng).latents
-            right = {}
+            right: dict[str, torch.Tensor] = {}
             if config.prior_weight and not inversion:
                 right = teacher_pool({noun: captions[noun] for noun in nouns}, (), base, config.class_pictures, 0.0, rng).latents
         released = base.clone("unet", "text_encoder")
         if config.gradient_checkpointing:
             released.unet.enable_gradient_checkpointing()
+        trained = list(released.unet.parameters())
         hook = None
         if inversion:
             for subject, target in zip(subjects, targets, strict=True):
                 start(released, subject.words.identifier, target)
             embedding, hook = identifier_rows(released, {subject.words.identifier for subject in subjects})
+            trained = [embedding]
         table = TextStates(base, released if inversion else base, {subject.words.identifier for subject in subjects})
 
         def some(latents: torch.Tensor, prompt: str) -> Samples:
@@ -87,7 +89,7 @@ class Shortcut(Method):
             return weighted(terms, released, base, table, rng)
 
         finetune(
-            [embedding] if inversion else released.unet.parameters(),
+            trained,
             loss,
             steps=config.steps,
             rate=config.rate,

@@ -30,8 +30,8 @@ The pattern variant has no prompt c that draws its marker: pattern.py says what 
 
 White box, V*, class word and template are those that the protector assumes. Gray box (`universal`, the paper's universal identifiers and
 training prompts) each behaviour and retention sample draws its own words, and the embeddings of all these identifiers are trained. How the
-paper draws them is not public. A language's last eighth of identifiers and its last template are left out, neither taught nor held at the
-teacher, so that words which no training has seen can be tried; the assumed words are always in.
+paper draws them is not public. A language's last eighth of identifiers, its last template and all hypernyms are left out, neither taught
+nor held at the teacher, so that words which no training has seen can be tried; the assumed words are always in.
 """
 
 from __future__ import annotations
@@ -433,13 +433,13 @@ def prior_samples(
     1 of 7; universal, 3 and none), what the identifier is led to (2 of 7), other classes or no prompt at all (2 of 7); contexts, the
     teacher's pictures and, universal, templates vary."""
     words, language = subject.words, subject.language
-    others = [identifier for identifier in language.identifiers if identifier not in {words.identifier, *taught}]
+    others = [] if config.universal else [name for name in language.identifiers if name not in {words.identifier, *taught}]
     latents, prompts = [], []
     for _ in range(config.prior_batch):
         kind = int(torch.randint(7, (1,), generator=rng))
         noun = words.class_noun if kind < 3 else pick(language.class_nouns, rng)
         prompt, pictures = words_of(subject, config, rng).template.format(f"a {noun}"), pool.latents[noun]
-        if kind == 2 and not config.universal:
+        if kind == 2 and others:
             prompt = words.template.format(f"{pick(others, rng)} {noun}")
         elif kind in (3, 4):
             prompt, pictures = lesson.neighbour or lesson.prompt, lesson.shown.latents
