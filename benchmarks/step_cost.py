@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, default=Avatars().base, help="folder of a diffusers pipeline (default: the embedded model)")
     parser.add_argument("--rounds", type=int, default=2, help="of ASPL in each measurement")
-    parser.add_argument("--steps", type=int, default=10, help="of LoRA in each measurement")
+    parser.add_argument("--steps", type=int, default=20, help="of LoRA in each measurement")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     torch.set_flush_denormal(True)
