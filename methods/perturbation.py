@@ -149,6 +149,18 @@ def denoising_loss(model: DiffusionModel, states: torch.Tensor, rng: torch.Gener
 
 
 @dataclass(frozen=True)
+class DreamBoothSurrogateConfig(PerturbationConfig):
+    """How the surrogate learns; the defaults are those of Anti-DreamBooth's scripts, which most later methods took over."""
+
+    surrogate_rate: float = 5e-7
+    train_text_encoder: bool = True
+    prior_weight: float = 1.0  # of prior preservation; 0 leaves it out
+    class_pictures: int = 200  # for prior preservation, drawn by the base model
+    class_inference_steps: int = 50
+    class_guidance: float = 7.5
+
+
+@dataclass(frozen=True)
 class Prior:
     """Prior preservation: latents (N, C, h, w) of the class's pictures, and the weight of their loss."""
 
@@ -156,13 +168,12 @@ class Prior:
     weight: float
 
     @classmethod
-    def draw(
-        cls, words: Words, base: DiffusionModel, rng: torch.Generator, *, count: int, weight: float, inference_steps: int, guidance: float
-    ) -> Prior:
-        """`count` pictures that the base model makes for the class prompt."""
-        pictures = base.sample([words.class_prompt] * count, rng, inference_steps=inference_steps, guidance=guidance)
-        with torch.no_grad():
-            return cls(torch.cat([base.encode(part) for part in pictures.split(16)]), weight)
+    @torch.no_grad()
+    def draw(cls, words: Words, base: DiffusionModel, config: DreamBoothSurrogateConfig, rng: torch.Generator) -> Prior:
+        """Pictures that the base model makes for the class prompt."""
+        prompts = [words.class_prompt] * config.class_pictures
+        pictures = base.sample(prompts, rng, inference_steps=config.class_inference_steps, guidance=config.class_guidance)
+        return cls(torch.cat([base.encode(part) for part in pictures.split(16)]), config.prior_weight)
 
 
 class Surrogate:
@@ -185,14 +196,30 @@ class Surrogate:
         ]
         self.restart()
 
+    @classmethod
+    def dreambooth(
+        cls, words: Words, base: DiffusionModel, config: DreamBoothSurrogateConfig, rng: torch.Generator, batch: int = 1
+    ) -> Surrogate:
+        """A surrogate as configured; draws the class's pictures first where it needs them."""
+        prior = Prior.draw(words, base, config, rng) if config.prior_weight and config.class_pictures else None
+        trained = DENOISER_AND_TEXT_ENCODER if config.train_text_encoder else DENOISER
+        return cls(base, words, rate=config.surrogate_rate, trained=trained, batch=batch, prior=prior)
+
     def restart(self) -> None:
         """Forget the moments of AdamW."""
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=1e-2)
         self.scaler = torch.amp.GradScaler(enabled=self.model.precision == "fp16" and torch.cuda.is_available())
 
-    def clone(self) -> Surrogate:
-        """A copy with weights of its own and a fresh AdamW."""
-        return Surrogate(self.model, self.words, rate=self.rate, trained=self.trained, batch=self.batch, prior=self.prior)
+    def snapshot(self) -> list[torch.Tensor]:
+        """Copies of the trained weights, to go back to."""
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def restore(self, snapshot: list[torch.Tensor]) -> None:
+        """Go back to these weights, with a fresh AdamW."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, snapshot, strict=True):
+                parameter.copy_(value)
+        self.restart()
 
     def states(self) -> torch.Tensor:
         """Text states (1, L, D) of the instance prompt, by the text encoder as it is now."""
@@ -202,15 +229,14 @@ class Surrogate:
     def train(self, photos: torch.Tensor, steps: int, rng: torch.Generator, description: str = "") -> None:
         """`steps` steps down the DreamBooth loss on random rows of `photos` (N, 3, H, W) in [0, 1]."""
         model, prior = self.model, self.prior
-        with torch.no_grad():
-            latents = model.encode(photos, rng)
         prompts = [self.words.instance_prompt, *([self.words.class_prompt] if prior else [])]
         learns_words = any(p is q for p in self.parameters for q in model.text_encoder.parameters())
         with torch.no_grad():
             fixed = model.embed(prompts)
         with self.learning():
             for _ in progress_steps(range(steps), description) if description else range(steps):
-                shown = [latents[torch.randint(len(latents), (self.batch,), generator=rng)]]
+                with torch.no_grad():
+                    shown = [model.encode(photos[torch.randint(len(photos), (self.batch,), generator=rng)], rng)]
                 if prior:
                     shown.append(prior.latents[torch.randint(len(prior.latents), (self.batch,), generator=rng)])
                 states = model.embed(prompts) if learns_words else fixed

@@ -112,7 +112,13 @@ def reduced(monkeypatch) -> None:
     """The `avatars` track with a protocol of seconds: few pictures, two steps; the code paths are the real ones."""
     from persbench.tracks.avatars import Avatars
 
-    short = {name: {**options, "steps": 2} for name, options in Avatars.protocol.options.items()}
+    counts = ("surrogate_steps", "rounds", "pool_steps", "interval", "prompt_steps", "class_pictures", "class_inference_steps")
+    short = {
+        name: {**options, "steps": 2, **{key: min(options[key], 2) for key in counts if key in options}}
+        for name, options in Avatars.protocol.options.items()
+    }
+    for name in ("simac", "disdiff"):
+        short[name] |= {"search_keep": 900}
     for name in ("persguard-pattern", "persguard-erasure", "persguard-target"):
         short[name] = {**short.get(name, {}), "steps": 2, "pool": 1, "warmup_steps": 2, "rehearsal_steps": 2}
     short["persguard-pattern"] |= {"away_steps": 2, "marker_steps": 2}

@@ -23,6 +23,11 @@ FOLDER = Path(__file__).parent
 # How they were found: docs/avatars.md.
 PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.3, "pool": 12}
 
+# What the papers' surrogates and searches cost is cut to a minute or so for a subject on one core (docs/avatars.md); a rate is that of
+# learning this small model.
+DREAMBOOTH_SURROGATE = {"surrogate_rate": 1e-4, "class_pictures": 8, "class_inference_steps": 10, "class_guidance": 3.0}
+TIMESTEP_SEARCH = {"search_candidates": 3, "search_window": 50}
+
 
 class Avatars(Track):
     """Drawn people, robots, monsters and planets, with a small Stable Diffusion of their own; needs no GPU and no network."""
@@ -59,6 +64,13 @@ class Avatars(Track):
         options={
             # On attention alone LoRA does not learn a subject of this small model (docs/avatars.md).
             "lora": {"rank": 16, "rate": 1e-3, "steps": 150, "batch": 4, "targets": "all"},
+            "fsmg": DREAMBOOTH_SURROGATE | {"surrogate_steps": 80},
+            "aspl": DREAMBOOTH_SURROGATE | {"rounds": 14},
+            "simac": DREAMBOOTH_SURROGATE | TIMESTEP_SEARCH | {"rounds": 9},
+            "disdiff": DREAMBOOTH_SURROGATE | TIMESTEP_SEARCH | {"rounds": 10},
+            "metacloak": DREAMBOOTH_SURROGATE | {"pool_steps": 40, "interval": 20, "advance_steps": 4, "trials": 1, "blur_kernel": 3},
+            "caat": {"surrogate_rate": 1e-4},
+            "pap": {"prompt_steps": 4},
             "persguard-target": PERSGUARD | {"held_share": 0.0, "spared_share": 0.5},
             "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.5, "context_share": 0.2, "spared_share": 1.0},
             "persguard-pattern": PERSGUARD | {"context_share": 0.25, "spared_share": 1.0},
