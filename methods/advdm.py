@@ -1,11 +1,4 @@
-"""AdvDM: adversarial examples for diffusion models.
-
-    max_d E_(t, eps) || eps_theta(z_t(x + d), t, c) - eps ||^2   subject to   || d ||_inf <= budget,
-
-one draw of timestep, noise and latent a step (Liang et al., ICML 2023, algorithm 1). Defaults are those of Diff-Protect
-(xavihart/Diff-Protect), in which the field compares it: 16 levels, 100 steps of 1 level, random start, prompt "a photo". Where the
-network predicts velocity, the error is that of the velocity.
-"""
+"""AdvDM: adversarial examples for diffusion models."""
 
 from __future__ import annotations
 
@@ -31,7 +24,14 @@ class AdvDMConfig(PerturbationConfig):
 
 
 class AdvDM(Ascent):
-    """AdvDM: raises the denoising loss of the photo under a prompt that says nothing of it."""
+    """AdvDM: raises the denoising loss of the photo under a prompt that says nothing of it.
+
+        max_d E_(t, eps) || eps_theta(z_t(x + d), t, c) - eps ||^2   subject to   || d ||_inf <= budget,
+
+    one draw of timestep, noise and latent a step (Liang et al., ICML 2023). Defaults are those of Diff-Protect
+    (xavihart/Diff-Protect): 16 levels, 100 steps of 1 level, random start, prompt "a photo". Where the
+    network predicts velocity, the error is that of the velocity.
+    """
 
     Config: ClassVar[type] = AdvDMConfig
     card: ClassVar[Card] = Card(

@@ -1,13 +1,4 @@
-"""DiffusionGuard's loss: the first denoising step is led to predict as much noise as it can.
-
-    max_d E_eps || eps_theta(z_T(x + d), T, "") ||_2   subject to   || d ||_inf <= budget,
-
-with T the first timestep of inference (Choi et al., ICLR 2025, early-stage loss). Defaults of the official code: 8 levels (16/255 for
-pixels in [-1, 1]), 800 steps of half a level, no random start, T the first of 4 steps. Differences, since it protects against
-inpainting and this suite against personalization: there the network sees pure noise and, beside it, the latent of the masked photo;
-a text-to-image model sees the photo in its noised latent only. Masks and their augmentation fall away. Where the network predicts
-velocity, its noise is computed from it.
-"""
+"""DiffusionGuard's loss: the first denoising step is led to predict as much noise as it can."""
 
 from __future__ import annotations
 
@@ -33,7 +24,16 @@ class DiffusionGuardConfig(PerturbationConfig):
 
 
 class DiffusionGuard(Ascent):
-    """DiffusionGuard: raises the norm of the noise that the denoiser predicts early in sampling."""
+    """DiffusionGuard: raises the norm of the noise that the denoiser predicts early in sampling.
+
+        max_d E_eps || eps_theta(z_T(x + d), T, "") ||_2   subject to   || d ||_inf <= budget,
+
+    with T the first timestep of inference (Choi et al., ICLR 2025, early-stage loss). Defaults of the official code: 8 levels (16/255 for
+    pixels in [-1, 1]), 800 steps of half a level, no random start, T the first of 4 steps. Differences, since it protects against
+    inpainting and this suite against personalization: there the network sees pure noise and, beside it, the latent of the masked photo;
+    a text-to-image model sees the photo in its noised latent only. Masks and their augmentation fall away. Where the network predicts
+    velocity, its noise is computed from it.
+    """
 
     Config: ClassVar[type] = DiffusionGuardConfig
     card: ClassVar[Card] = Card(

@@ -1,13 +1,4 @@
-"""EditShield: the latent of the photo is led away from where it was, also under small transformations of the photo.
-
-    max_d E_(t in T) MSE(z(t(x + d)), z(x)) - beta * MSE(x + d, x)   subject to   || d ||_inf <= budget,
-
-with T doing nothing, cropping to the centre, blurring (5 pixels, sigma 1.5) and turning by 5 degrees (Chen et al., ECCV 2024).
-Reimplementation: the paper's crop is not known here and is 0.9. The official code takes 30 steps of Adam at 0.001 with beta 0.1 for
-pixels in [0, 1]; it never projects to the 0.05 that it names, so its steps reach 30 * 0.001 = 7.65 levels: the budget here, in 30 sign
-steps of 0.255 levels. Other differences: the code transforms the photo once before it starts and not at each step, has one script a
-transformation, adds a noised copy to the latent, and gives [0, 1] pixels to an encoder made for [-1, 1].
-"""
+"""EditShield: the latent of the photo is led away from where it was, also under small transformations of the photo."""
 
 from __future__ import annotations
 
@@ -36,7 +27,16 @@ class EditShieldConfig(PerturbationConfig):
 
 
 class EditShield(Ascent):
-    """EditShield: moves the latent of the photo, as it is and transformed, away from where it was."""
+    """EditShield: moves the latent of the photo, as it is and transformed, away from where it was.
+
+        max_d E_(t in T) MSE(z(t(x + d)), z(x)) - beta * MSE(x + d, x)   subject to   || d ||_inf <= budget,
+
+    with T doing nothing, cropping to the centre, blurring (5 pixels, sigma 1.5) and turning by 5 degrees (Chen et al., ECCV 2024).
+    Reimplementation: the paper's crop is not known here and is 0.9. The official code takes 30 steps of Adam at 0.001 with beta 0.1 for
+    pixels in [0, 1]; it never projects to the 0.05 that it names, so its steps reach 30 * 0.001 = 7.65 levels: the budget here, in 30 sign
+    steps of 0.255 levels. Other differences: the code transforms the photo once before it starts and not at each step, has one script a
+    transformation, adds a noised copy to the latent, and gives [0, 1] pixels to an encoder made for [-1, 1].
+    """
 
     Config: ClassVar[type] = EditShieldConfig
     card: ClassVar[Card] = Card(

@@ -1,12 +1,4 @@
-"""Mist: AdvDM's semantic loss together with a latent that is led to a target picture.
-
-    min_d || z(x + d) - z(y) ||^2 - rate * L(x + d)   subject to   || d ||_inf <= budget,
-
-with L the denoising loss and y the target (Liang and Wu, 2023). Defaults of the official code: rate 10,000 on a sum over latent
-values, 16 levels, 100 steps of 1 level, random start, prompt "a photo" (its setting for objects). Differences: the target is a band of
-white bars on black in place of the project's logo, which is such a picture; z(y) is the mean, not a draw of the posterior (the same in
-expectation); both losses see the same draw of z(x + d).
-"""
+"""Mist: AdvDM's semantic loss together with a latent that is led to a target picture."""
 
 from __future__ import annotations
 
@@ -33,7 +25,15 @@ class MistConfig(PerturbationConfig):
 
 
 class Mist(Ascent):
-    """Mist: raises the denoising loss and moves the latent of the photo to that of a target picture."""
+    """Mist: raises the denoising loss and moves the latent of the photo to that of a target picture.
+
+        min_d || z(x + d) - z(y) ||^2 - rate * L(x + d)   subject to   || d ||_inf <= budget,
+
+    with L the denoising loss and y the target (Liang and Wu, 2023). Defaults of the official code: rate 10,000 on a sum over latent
+    values, 16 levels, 100 steps of 1 level, random start, prompt "a photo" (its setting for objects). Differences: the target is a band of
+    white bars on black in place of the project's logo, which is such a picture; z(y) is the mean, not a draw of the posterior (the same in
+    expectation); both losses see the same draw of z(x + d).
+    """
 
     Config: ClassVar[type] = MistConfig
     card: ClassVar[Card] = Card(

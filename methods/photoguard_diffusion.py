@@ -1,14 +1,4 @@
-"""PhotoGuard's diffusion attack: what the model makes of the photo is led to grey.
-
-    min_d E || f(x + d) - grey ||_2   subject to   || d ||_inf <= budget,
-
-with f encoding, adding noise, a few denoising steps (DDIM, eta 1, empty prompt), and decoding. Salman et al., ICML 2023, section 3.2.
-Budget (0.1 for pixels in [-1, 1]), step (0.006), 200 steps and 5 gradients a step are those of the L-infinity variant of the official
-notebook; the one that it runs by default keeps to an L2 ball of 16, with 10 gradients a step of length 1. Other differences: the
-notebook attacks an inpainting model that starts from noise alone and sees the masked photo beside it. A text-to-image model has no such
-input, so here the noised latent of the photo is the start, at half of the schedule (the strength of the notebook's image-to-image
-example). Guidance is left out: with the empty prompt both of its terms are one.
-"""
+"""PhotoGuard's diffusion attack: what the model makes of the photo is led to grey."""
 
 from __future__ import annotations
 
@@ -36,7 +26,17 @@ class PhotoGuardDiffusionConfig(PerturbationConfig):
 
 
 class PhotoGuardDiffusion(Perturbation):
-    """PhotoGuard, diffusion attack: moves what the model paints over the photo towards grey."""
+    """PhotoGuard, diffusion attack: moves what the model paints over the photo towards grey.
+
+        min_d E || f(x + d) - grey ||_2   subject to   || d ||_inf <= budget,
+
+    with f encoding, adding noise, a few denoising steps (DDIM, eta 1, empty prompt), and decoding. Salman et al., ICML 2023.
+    Budget (0.1 for pixels in [-1, 1]), step (0.006), 200 steps and 5 gradients a step are those of the L-infinity variant of the official
+    notebook; the one that it runs by default keeps to an L2 ball of 16, with 10 gradients a step of length 1. Other differences: the
+    notebook attacks an inpainting model that starts from noise alone and sees the masked photo beside it. A text-to-image model has no such
+    input, so here the noised latent of the photo is the start, at half of the schedule (the strength of the notebook's image-to-image
+    example). Guidance is left out: with the empty prompt both of its terms are one.
+    """
 
     Config: ClassVar[type] = PhotoGuardDiffusionConfig
     card: ClassVar[Card] = Card(

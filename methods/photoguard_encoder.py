@@ -1,11 +1,4 @@
-"""PhotoGuard's encoder attack: the encoder is led to see nothing in the photo.
-
-    min_d || mu(x + d) ||_2   subject to   || d ||_inf <= budget
-
-with mu the mean of the encoder's posterior: the target latent is zero. Salman et al., ICML 2023, section 3.1, with the target, budget
-(0.06 for pixels in [-1, 1]), step (0.02, falling along a line to a hundredth of it), 1,000 steps and random start of the demonstration
-of the official code. Not from there: it computes in half precision.
-"""
+"""PhotoGuard's encoder attack: the encoder is led to see nothing in the photo."""
 
 from __future__ import annotations
 
@@ -30,7 +23,14 @@ class PhotoGuardEncoderConfig(PerturbationConfig):
 
 
 class PhotoGuardEncoder(Perturbation):
-    """PhotoGuard, encoder attack: moves the latent of the photo towards zero."""
+    """PhotoGuard, encoder attack: moves the latent of the photo towards zero.
+
+        min_d || mu(x + d) ||_2   subject to   || d ||_inf <= budget
+
+    with mu the mean of the encoder's posterior: the target latent is zero. Salman et al., ICML 2023, with the target, budget
+    (0.06 for pixels in [-1, 1]), step (0.02, falling along a line to a hundredth of it), 1,000 steps and random start of the demonstration
+    of the official code. Not from there: it computes in half precision.
+    """
 
     Config: ClassVar[type] = PhotoGuardEncoderConfig
     card: ClassVar[Card] = Card(

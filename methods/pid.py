@@ -1,10 +1,4 @@
-"""PID: prompt-independent defense, on the encoder alone.
-
-    max_d MSE(mu(x + d), mu(x)) + MSE(log sigma^2(x + d), log sigma^2(x))   subject to   || d ||_inf <= budget,
-
-with mu and sigma^2 of the encoder's posterior, not scaled (Li et al., ICML 2024). The loss is `add-log` of the official code, as is
-the rest: 12.75 levels (0.05), 1,000 steps of 1 level, random start.
-"""
+"""PID: prompt-independent defense, on the encoder alone."""
 
 from __future__ import annotations
 
@@ -29,7 +23,13 @@ class PIDConfig(PerturbationConfig):
 
 
 class PID(Ascent):
-    """PID: moves mean and log-variance of the photo's latent away from where they were."""
+    """PID: moves mean and log-variance of the photo's latent away from where they were.
+
+        max_d MSE(mu(x + d), mu(x)) + MSE(log sigma^2(x + d), log sigma^2(x))   subject to   || d ||_inf <= budget,
+
+    with mu and sigma^2 of the encoder's posterior, not scaled (Li et al., ICML 2024). The loss is `add-log` of the official code, as is
+    the rest: 12.75 levels (0.05), 1,000 steps of 1 level, random start.
+    """
 
     Config: ClassVar[type] = PIDConfig
     card: ClassVar[Card] = Card(

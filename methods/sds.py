@@ -1,13 +1,4 @@
-"""Score distillation sampling as a protection: the denoiser is not differentiated.
-
-    g = (eps_theta(z_t, t, c) - eps) dz / dx,   x <- x - sign(g) * step  (minus)   or   x + sign(g) * step  (plus);
-    targeted: x <- x + sign(-+ rate * g - d/dx || z - z(y) ||^2) * step,
-
-with z = z(x) and y a target picture (Xue et al., ICLR 2024: SDS(-), SDS(+), SDST). Minus, which makes the photo blander to the
-denoiser, is what the paper recommends. Defaults of the official code: minus, 16 levels, 100 steps of 1 level, no random start, prompt
-"a photo", rate 5. Differences: the target is that of `mist` here; z(y) is the mean and z(x) one draw a step, where the code draws
-each anew. Where the network predicts velocity, its noise is computed from it.
-"""
+"""Score distillation sampling as a protection: the denoiser is not differentiated."""
 
 from __future__ import annotations
 
@@ -37,7 +28,16 @@ class SDSConfig(PerturbationConfig):
 
 
 class SDS(Ascent):
-    """SDS: goes down (or up) the score distillation gradient, through the encoder alone; optionally towards a target picture."""
+    """SDS: goes down (or up) the score distillation gradient, through the encoder alone; optionally towards a target picture.
+
+        g = (eps_theta(z_t, t, c) - eps) dz / dx,   x <- x - sign(g) * step  (minus)   or   x + sign(g) * step  (plus);
+        targeted: x <- x + sign(-+ rate * g - d/dx || z - z(y) ||^2) * step,
+
+    with z = z(x) and y a target picture (Xue et al., ICLR 2024: SDS(-), SDS(+), SDST). Minus, which makes the photo blander to the
+    denoiser, is the paper's proposal. Defaults of the official code: minus, 16 levels, 100 steps of 1 level, no random start, prompt
+    "a photo", rate 5. Differences: the target is that of `mist` here; z(y) is the mean and z(x) one draw a step, where the code draws
+    each anew. Where the network predicts velocity, its noise is computed from it.
+    """
 
     Config: ClassVar[type] = SDSConfig
     card: ClassVar[Card] = Card(
