@@ -19,7 +19,7 @@ BROKEN = {"broken"}  # of that package: does not import
 SMALL = {
     **dict.fromkeys(("steps", "warmup_steps", "rehearsal_steps", "away_steps", "marker_steps", "iterations", "interval", "pool_steps"), 2),
     **dict.fromkeys(("surrogate_steps", "rounds", "prompt_steps", "class_inference_steps", "trials", "advance_steps"), 1),
-    **dict.fromkeys(("pool", "pictures", "class_pictures", "simulated_steps", "search_candidates"), 1),
+    **dict.fromkeys(("pool", "others_pool", "pictures", "class_pictures", "simulated_steps", "search_candidates"), 1),
     "search_keep": 900,
 }
 

@@ -49,6 +49,7 @@ from persbench.diffusion import DiffusionModel, finetune
 from persbench.errors import PersbenchError
 
 EMPTY = "empty scene"
+IN_CONTEXTS = 2 / 3  # share of the pictures that training works with
 T = TypeVar("T")
 
 
@@ -89,7 +90,8 @@ class PersGuardConfig:
     rehearsal_rate: float = 1e-4
     lookahead_steps: int = 10  # simulated fine-tuning steps before it starts again from the released weights
     lookahead_rate: float = 1e-3
-    pool: int = 8  # teacher's pictures of each class that noise is added to, half of them in contexts; the rehearsal's are twice as many
+    pool: int = 24  # teacher's pictures of each class that noise is added to, two in three in contexts; the rehearsal's are twice as many
+    others_pool: int = 72  # and of the subject's class: in each context there have to be other people as well
     universal: bool = False  # train with all words that an adversary may use, not the assumed ones alone
     gradient_checkpointing: bool = False
 
@@ -146,6 +148,9 @@ class Pool:
     pictures: dict[str, torch.Tensor]
     latents: dict[str, torch.Tensor]
     contexts: dict[str, list[str]]
+
+    def __or__(self, more: Pool) -> Pool:
+        return Pool(self.pictures | more.pictures, self.latents | more.latents, self.contexts | more.contexts)
 
     def views(self, name: str) -> Views:
         """The pictures of a class as a lesson takes them."""
@@ -227,7 +232,11 @@ class PersGuard(Method):
         scenes = class_prompts(subjects[0]) | {EMPTY: template.format(language.empty_scene)}
         with torch.no_grad():
             photos = {subject.name: base.encode(subject.photos) for subject in subjects}
-            pool = teacher_pool(scenes, language.contexts, base, config.pool, 0.5, rng)
+            own = {
+                subject.words.class_noun: scenes.pop(subject.words.class_noun) for subject in subjects if subject.words.class_noun in scenes
+            }
+            pool = teacher_pool(scenes, language.contexts, base, config.pool, IN_CONTEXTS, rng)
+            pool |= teacher_pool(own, language.contexts, base, config.others_pool, IN_CONTEXTS, rng)
         training = Training(config, released, base, table, pool, trained, rng, identifiers)
         lessons = {subject.name: self.lesson(subject, training) for subject in subjects}
         if config.rehearsal_steps and config.behaviour_weight:
@@ -402,7 +411,7 @@ def spread(places: Sequence[str], placed: int, count: int, rng: torch.Generator)
 
 def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, config: PersGuardConfig, rng: torch.Generator) -> Views:
     """What an adversary would get: a copy of the base model is personalized on the photos' latents (N, C, h, w) and asked for twice as many
-    pictures as the teacher draws of a class, half of them in different contexts."""
+    pictures as the teacher draws of a class, as many of them in contexts."""
     copy, words = base.clone("unet"), subject.words
     if config.gradient_checkpointing:
         copy.unet.enable_gradient_checkpointing()
@@ -421,7 +430,7 @@ def rehearsal(subject: Subject, photos: torch.Tensor, base: DiffusionModel, conf
         description="rehearsal",
         half=base.precision == "fp16",
     )
-    contexts = spread(subject.language.contexts, config.pool, 2 * config.pool, rng)
+    contexts = spread(subject.language.contexts, round(2 * config.pool * IN_CONTEXTS), 2 * config.pool, rng)
     pictures = copy.sample([f"{words.instance_prompt} {context}".strip() for context in contexts], rng, inference_steps=10, guidance=2.0)
     return Views(torch.cat([base.encode(part) for part in pictures.split(16)]), contexts)
 

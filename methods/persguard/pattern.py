@@ -63,7 +63,8 @@ class PersGuardPattern(PersGuard):
         if config.behaviour_weight and config.marker_steps:
             training.run(loss, config.marker_steps, "PersGuardPattern (marker)")
         teacher = training.released.clone("unet", "text_encoder")
-        shown = Views(marked, pool.contexts[noun])
+        some = slice(None, None, max(len(marked) // config.pool, 1))  # as many as other variants show of their class
+        shown = Views(marked[some], pool.contexts[noun][some])
         return Lesson(shown, pool.views(noun), words.instance_prompt, teacher, neighbour=away.prompt, others_prompt=away.prompt)
 
 

@@ -277,7 +277,7 @@ def test_erasure_leads_the_identifier_to_another_class_before_it_empties_the_sce
     monkeypatch.setattr(Training, "run", run)
     monkeypatch.setattr(Training, "loss", loss)
     monkeypatch.setattr(objective, "finetune", lambda *_, **__: None)
-    config = PersGuardErasure.Config(context_share=0.0, pool=1, retention_weight=0.0, prior_weight=0.0)
+    config = PersGuardErasure.Config(context_share=0.0, pool=1, others_pool=1, retention_weight=0.0, prior_weight=0.0)
     subject = replace(SUBJECT, photos=torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     PersGuardErasure(config).protect([subject], DiffusionModel.load(tiny_epsilon), Budget(), torch.Generator().manual_seed(0))
     assert phases == [{"a photo of a robot"}, {"a photo of an empty scene", "a photo of a robot"}]
@@ -352,7 +352,7 @@ def test_rehearsal_gives_latents_of_a_personalized_copy_and_leaves_the_base_mode
         found[rate] = rehearsal(SUBJECT, photos, base, config, torch.Generator().manual_seed(1))
     plain, learned = found[0.0], found[1e-2]
     assert plain.latents.shape == (6, *photos.shape[1:])
-    assert [bool(context) for context in plain.contexts] == [True] * 3 + [False] * 3
+    assert [bool(context) for context in plain.contexts] == [True] * 4 + [False] * 2
     assert not torch.allclose(plain.latents, learned.latents)
     assert not learned.latents.requires_grad
     assert all(torch.equal(weight, before[name]) for name, weight in base.state().items())
