@@ -1,19 +1,36 @@
-"""From records to scores: per cell, then per method and attack, then the worst case over attacks."""
+"""From records to scores: per cell, then rows (a method under all its attacks) on boards (what may be compared).
+
+Everything follows from the records alone: `score` reads one, `boards` all of them. Order of the parts: `Score` (a cell), `Entry` (a row under
+one attack), `Row` (a method with its options, budget and group size), `Board` (rows of equal track, base model and protocol).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from persbench.errors import PersbenchError
-from persbench.stats import Interval, bootstrap, protection, worst_case
+from persbench.stats import Interval, Rank, bootstrap, protection, ranks, worst_case
 
-JUDGES_AGREE = 0.25  # protections by the two judges that differ by more are flagged
+from .flags import Raised, raise_flags
+
+ThreatModel = Literal["none", "image", "model", "both", "unknown"]
+THREATS: dict[ThreatModel, str] = {
+    "none": "no protection",
+    "image": "image-level: the protector changes the published photos alone",
+    "model": "model-level: the protector changes the released model alone",
+    "both": "photos and model: the protector changes both",
+    "unknown": "not known: no cell of this method ran",
+}
+BASELINES = ("none",)  # what protection is measured against; it has no place of its own
 
 
 @dataclass(frozen=True)
@@ -21,7 +38,7 @@ class Score:
     """What a cell says; None where it says nothing (void, or no such rows)."""
 
     method: str
-    attack: str
+    attack: str  # with the options that the run gave to its parts: "lora(steps=300)"
     subject: str
     seed: int
     leak: float | None
@@ -46,7 +63,30 @@ class Score:
     errors: tuple[str, ...] = ()
     track: str = ""
     base: str = ""
-    variant: str = ""  # options that differ from the defaults, as text
+    variant: str = ""  # the method's options that differ from the defaults, as text
+    record: str = ""
+    control_detected: float | None = None
+    quality: float | None = None  # mean of the metrics named quality or quality:...
+    control_quality: float | None = None
+    ssim: float | None = None
+    prior_class_base: float | None = None
+    attack_seconds: float | None = None  # what the adversary spent on the protected subject
+    budget_levels: float | None = None  # what the method was allowed; None where it does not change photos
+    threat_model: ThreatModel = "unknown"
+    group: tuple[str, ...] = ()  # subjects that one release protects together
+    pictures: Mapping[str, str] = field(default_factory=dict)  # set -> key of its folder below store/generate
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A cell without a score, and why."""
+
+    status: str  # "skipped" or "error"
+    method: str
+    attack: str
+    subject: str
+    seed: int
+    reason: str
     record: str = ""
 
 
@@ -61,12 +101,48 @@ def _subtract_ratio(leak: float | None, control: float | None, floor: float | No
     return protection(leak, control, floor, margin)
 
 
+def split_attack(text: str) -> tuple[tuple[str, ...], str]:
+    """Parts (the personalizer last) and prompt shift of an attack, as text.
+
+    >>> split_attack("jpeg(quality=50)+longer+lora@identifier")
+    (('jpeg(quality=50)', 'longer', 'lora'), 'identifier')
+    """
+    before, _, shift = text.partition("@")
+    return tuple(re.split(r"\+(?![^()]*\))", before)), shift
+
+
+def attack_name(cell: Mapping[str, Any]) -> str:
+    """The attack with the options that the run gave to its parts; those written in the attack itself come first."""
+    given = dict(cell["options"])
+    parts, shift = split_attack(cell["attack"])
+
+    def full(part: str) -> str:
+        name, _, written = part.partition("(")
+        if name not in given:
+            return part
+        options = {key: str(value) for key, value in given[name]}
+        options |= dict(item.split("=", 1) for item in written.rstrip(")").split(",") if item)
+        return f"{name}({','.join(f'{key}={value}' for key, value in options.items())})"
+
+    return "+".join(map(full, parts)) + (f"@{full(shift)}" if shift else "")
+
+
 def variant_name(cell: Mapping[str, Any]) -> str:
-    """The options of a run as text: "persguard-target.steps=100"; "" for a standard run."""
-    parts = [f"{plugin}.{key}={value}" for plugin, options in cell["options"] for key, value in options]
-    if cell["budget"] is not None:
-        parts.append(f"budget={cell['budget']:g}")
-    return ", ".join(parts)
+    """The options that a run gave to the method, as text: "persguard-target.steps=100"; "" for a standard run."""
+    return ", ".join(f"{name}.{key}={value}" for name, options in cell["options"] for key, value in options if name == cell["method"])
+
+
+def _threat_model(record: Mapping[str, Any]) -> ThreatModel:
+    """What the stages say that the protection changed."""
+    if record["cell"]["method"] == "none":
+        return "none"
+    configs = record.get("configs", {})
+    if "protect" not in configs:
+        return "none" if configs else "unknown"
+    if configs["protect"].get("budget_levels") is None:
+        return "model"
+    changed = any(str(parts.get("model", "")).startswith("protect:") for name, parts in configs.items() if name.startswith("attacked:"))
+    return "both" if changed else "image"
 
 
 def score(record: Mapping[str, Any], name: str = "") -> Score:
@@ -131,10 +207,16 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     priors = sorted({label for _, label in values if label.startswith("prior:")})
     by_judge = {judge: _subtract_ratio(*(by_one(judge, label) for label in ("attacked", "control", "floor")), margin) for judge in judges}
     spent = record["stages"].get("protect", {})
+    attacking = [stage["seconds"] for name, stage in record["stages"].items() if name.startswith("attacked:")]
     cell = record["cell"]
+
+    def quality(label: str) -> float | None:
+        found = {metric for metric, _ in values if metric.partition(":")[0] == "quality"}
+        return _mean(mean(metric, label) for metric in sorted(found))
+
     return Score(
         method=cell["method"],
-        attack=cell["attack"],
+        attack=attack_name(cell),
         subject=cell["subject"],
         seed=cell["seed"],
         leak=leak,
@@ -161,74 +243,386 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
         base=cell["base"],
         variant=variant_name(cell),
         record=name,
+        control_detected=mean("detected", "control"),
+        quality=quality("attacked"),
+        control_quality=quality("control"),
+        ssim=mean("ssim", "released"),
+        prior_class_base=_mean(mean("prior_class_base", label) for label in priors),
+        attack_seconds=sum(attacking) if attacking else None,
+        budget_levels=record.get("configs", {}).get("protect", {}).get("budget_levels"),
+        threat_model=_threat_model(record),
+        group=tuple(cell.get("group") or ()),
+        pictures=record.get("pictures", {}),
     )
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the leaderboard: a method under one attack, or in the worst case over all its attacks."""
-
-    method: str
-    attack: str
-    protection: Interval | None
-    bystanders: Interval | None
-    voids: int
-    errors: int
-    means: Mapping[str, float | None] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
 
 
 _MEANS = (
-    "leak leak_seen control floor shown detected alignment control_alignment linf_levels psnr lpips"
-    " prior_class prior_lpips protect_seconds peak_mib"
+    "leak leak_seen control floor shown detected control_detected alignment control_alignment quality control_quality linf_levels psnr ssim lpips"
+    " prior_class prior_class_base prior_lpips protect_seconds attack_seconds peak_mib"
 ).split()
 
 
-def line(method: str, attack: str, scores: list[Score]) -> Line:
-    """Scores of one method, one attack (or the worst case), as a line with clustered intervals."""
-    by_subject: dict[str, list[float]] = defaultdict(list)
-    by_bystander: dict[str, list[float]] = defaultdict(list)
+def _seeds(scores: Iterable[Score]) -> dict[str, list[float]]:
+    """Protections of each subject over seeds; empty where every control is void. A cell whose judges failed has no entry."""
+    found: dict[str, list[float]] = {}
     for each in scores:
         if each.protection is not None:
-            by_subject[each.subject].append(each.protection)
-        for share in each.bystanders.values():
-            if share is not None:
-                by_bystander[each.subject].append(share)
-    flags = []
-    if any(each.void for each in scores):
-        flags.append("void controls")
-    mixed = [e for e in scores if None not in e.judges.values() and len(e.judges) > 1]
-    if any(max(e.judges.values()) - min(e.judges.values()) > JUDGES_AGREE for e in mixed):  # type: ignore[type-var, operator]
-        flags.append("judges disagree")
-    return Line(
-        method,
-        attack,
-        bootstrap(by_subject) if by_subject else None,
-        bootstrap(by_bystander) if by_bystander else None,
-        sum(each.void for each in scores),
-        sum(bool(each.errors) for each in scores),
-        {name: _mean(getattr(each, name) for each in scores) for name in _MEANS},
-        tuple(flags),
+            found.setdefault(each.subject, []).append(each.protection)
+        elif each.void:
+            found.setdefault(each.subject, [])
+    return found
+
+
+def _interval(values: Mapping[str, Sequence[float]]) -> Interval | None:
+    return bootstrap(values) if any(map(len, values.values())) else None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Cells of one method under one attack, or under several."""
+
+    method: str
+    attack: str
+    scores: tuple[Score, ...]
+    gaps: tuple[Gap, ...] = ()
+
+    @cached_property
+    def by_subject(self) -> dict[str, list[float]]:
+        """Protections over seeds for each subject that has a score; empty where void."""
+        return _seeds(self.scores)
+
+    @cached_property
+    def protection(self) -> Interval | None:
+        """Mean over subjects with its interval."""
+        return _interval(self.by_subject)
+
+    @cached_property
+    def bystanders(self) -> Interval | None:
+        """Share of undefended personalization that bystanders keep, clustered by the protected subject."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for each in self.scores:
+            found[each.subject] += [share for share in each.bystanders.values() if share is not None]
+        return _interval(found)
+
+    @cached_property
+    def means(self) -> dict[str, float | None]:
+        """Means over cells of everything else that a `Score` has."""
+        return {name: _mean(getattr(each, name) for each in self.scores) for name in _MEANS}
+
+    @property
+    def voids(self) -> int:
+        """Cells whose control did not learn the subject."""
+        return sum(each.void for each in self.scores)
+
+    @property
+    def skipped(self) -> tuple[Gap, ...]:
+        """Cells that cannot exist."""
+        return tuple(gap for gap in self.gaps if gap.status == "skipped")
+
+    @property
+    def failed(self) -> tuple[Gap, ...]:
+        """Cells that failed, and cells of which some metric failed."""
+        metrics = [Gap("error", s.method, s.attack, s.subject, s.seed, "; ".join(s.errors), s.record) for s in self.scores if s.errors]
+        return (*(gap for gap in self.gaps if gap.status != "skipped"), *metrics)
+
+    @cached_property
+    def failure_mode(self) -> str:
+        """How the adversary fails, in words; never part of a number."""
+        means = self.means
+        if self.protection is None:
+            return "–"
+        if self.protection.mean < 0.2:
+            return "not stopped"
+
+        def lost(now: str) -> bool:
+            value, control = means[now], means[f"control_{now}"]
+            return value is not None and control is not None and value < 0.5 * control
+
+        if lost("detected"):
+            return "class gone"
+        return "picture or prompt lost" if lost("quality") or lost("alignment") else "identity lost"
+
+
+def line(method: str, attack: str, scores: Iterable[Score]) -> Entry:
+    """Scores of one method and one attack, as an entry with intervals."""
+    return Entry(method, attack, tuple(scores))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The worst case of a row over a set of attacks."""
+
+    attacks: tuple[str, ...]  # of the set, those that the row was run under
+    missing: tuple[str, ...]  # of the set, those that it was not run under: it has no place then
+    protection: Interval | None
+    by_subject: Mapping[str, tuple[float, str]]  # the minimum and the attack that reaches it
+    rank: Rank | None = None  # among all rows
+    rank_within: Rank | None = None  # among rows of the same threat model
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its options, budget, and number of subjects protected together."""
+
+    method: str
+    variant: str
+    budget_levels: float | None
+    group_size: int
+    threat_model: ThreatModel
+    name: str  # unique on its board
+    entries: Mapping[str, Entry]  # by attack
+    total: Entry  # all its cells
+    standings: Mapping[str, Standing]  # by name of the attack set
+    flags: tuple[Raised, ...] = ()
+
+
+@dataclass(frozen=True)
+class Control:
+    """What an attack makes of clean photos and the clean model: the purified-clean control."""
+
+    attack: str
+    similarity: Interval
+    floor: float | None
+    alignment: float | None
+    detected: float | None
+    by_subject: Mapping[str, float]
+    learned: int  # cells whose control learned the subject
+    cells: int
+
+
+@dataclass(frozen=True)
+class Board:
+    """Rows that may be compared: equal track, base model, protocol, judges and precision."""
+
+    key: str  # short digest of these
+    track: str
+    base: str
+    precision: str
+    protocol: Mapping[str, Any]
+    rows: tuple[Row, ...]  # by the worst case over the default set, best first
+    attack_sets: Mapping[str, tuple[str, ...]]  # "all": every attack that was run; "shared", "standard", ... where they differ
+    attack_set: str  # name of the default set
+    controls: Mapping[str, Control]  # by attack
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """All subjects of its rows."""
+        return tuple(sorted({each.subject for row in self.rows for each in (*row.total.scores, *row.total.gaps)}))
+
+    def standing(self, row: Row) -> Standing:
+        """A row's worst case over the default set."""
+        return row.standings[self.attack_set]
+
+    def row(self, name: str) -> Row:
+        """A row by its name. Raises UnknownNameError with the nearest name."""
+        from persbench.errors import UnknownNameError
+        from persbench.registry import nearest
+
+        known = {row.name: row for row in self.rows}
+        if name not in known:
+            raise UnknownNameError(f"no row {name!r} on the leaderboard; {nearest(name, known)}")
+        return known[name]
+
+
+# Not part of what makes cells comparable: which option a method has by default is its own affair, and those of attacks are in `configs`.
+_OWN = ("options",)
+
+
+def _board_key(record: Mapping[str, Any]) -> str:
+    cell = record["cell"]
+    protocol = {key: value for key, value in record.get("protocol", {}).items() if key not in _OWN}
+    base = record.get("base_digest") or cell["base"]
+    content = [cell["track"], base, protocol, record.get("evaluators", ""), cell.get("precision", "fp32"), record.get("margin")]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def boards(records: Iterable[tuple[Path, Mapping[str, Any]]], sets: Mapping[str, Mapping[str, Sequence[str]]] | None = None) -> list[Board]:
+    """All boards of the records, the one with most cells first.
+
+    `sets`: by track its named lists of attacks ("standard", "strong"). Every board has a set "all", and "shared" (what every method was run
+    under) where that is less. The default is "standard" where a row was run under all of it, else "shared", else "all". A record without a score (skipped, error) does not say its protocol or budget: it joins the board of its track,
+    base and precision, and the row that asked for the same budget.
+    """
+    good: dict[str, list[tuple[Score, Mapping[str, Any]]]] = defaultdict(list)
+    bad: list[tuple[Gap, Mapping[str, Any]]] = []
+    names: dict[tuple[str, str, str], str] = {}  # where cells without a score go
+    for path, record in sorted(records, key=lambda found: found[0]):
+        cell, status = record["cell"], record.get("status", "ok")
+        if status == "ok":
+            key = _board_key(record)
+            good[key].append((score(record, path.name), record))
+            names.setdefault(_place(cell), key)
+        else:
+            reason = record.get("reason") or "no reason given"
+            gap = Gap(status, cell["method"], attack_name(cell), cell["subject"], cell["seed"], reason, path.name)
+            bad.append((gap, record))
+    gaps: dict[str, list[tuple[Gap, Mapping[str, Any]]]] = defaultdict(list)
+    for gap, record in bad:
+        gaps[names.setdefault(_place(record["cell"]), _board_key(record))].append((gap, record))
+    found = [_board(key, good.get(key, []), gaps.get(key, []), sets or {}) for key in {**good, **gaps}]
+    return sorted(found, key=lambda board: (-sum(len(row.total.scores) for row in board.rows), board.track, board.key))
+
+
+def _place(cell: Mapping[str, Any]) -> tuple[str, str, str]:
+    return cell["track"], cell["base"], cell.get("precision", "fp32")
+
+
+def _board(
+    key: str,
+    good: Sequence[tuple[Score, Mapping[str, Any]]],
+    bad: Sequence[tuple[Gap, Mapping[str, Any]]],
+    sets: Mapping[str, Mapping[str, Sequence[str]]],
+) -> Board:
+    granted: dict[tuple[str, str, float | None], float | None] = {}
+    rows: dict[tuple[str, str, float | None, int], tuple[dict[tuple[str, str, int], Score], list[Gap]]] = defaultdict(lambda: ({}, []))
+    for each, record in good:
+        granted[each.method, each.variant, record["cell"]["budget"]] = each.budget_levels
+        scores, _ = rows[each.method, each.variant, each.budget_levels, max(1, len(each.group))]
+        place = (each.attack, each.subject, each.seed)
+        if place not in scores or len(each.bystanders) > len(scores[place].bystanders):  # run again with other bystanders
+            scores[place] = each
+    for gap, record in bad:
+        cell = record["cell"]
+        asked = (cell["method"], variant_name(cell), cell["budget"])
+        scores, missing = rows[*asked[:2], granted.get(asked, cell["budget"]), max(1, len(cell.get("group") or ()))]
+        if (gap.attack, gap.subject, gap.seed) not in scores:
+            missing.append(gap)
+    ran = sorted({place[0] for scores, missing in rows.values() for place in (*scores, *((gap.attack,) for gap in missing))}, key=_strength)
+    first = (good or bad)[0][1]
+    track = first["cell"]["track"]
+    attack_sets = {name: tuple(attacks) for name, attacks in sets.get(track, {}).items() if set(attacks) & set(ran)} | {"all": tuple(ran)}
+    shared = [
+        {place[0] for place in scores} | {gap.attack for gap in missing}
+        for key, (scores, missing) in rows.items()
+        if key[0] not in BASELINES
+    ]
+    common = set.intersection(*shared) if shared else set()
+    if common and common != set(ran):
+        attack_sets["shared"] = tuple(attack for attack in ran if attack in common)
+    made = [_row(*parts, rows, scores, missing, attack_sets) for parts, (scores, missing) in rows.items()]
+    standard = "standard" in attack_sets and any(not row.standings["standard"].missing for row in made)
+    default = "standard" if standard else "shared" if "shared" in attack_sets else "all"
+    made = _ranked(made, attack_sets)
+    made.sort(key=lambda row: _order(row.standings[default], row))
+    board = Board(
+        key,
+        track,
+        first["cell"]["base"],
+        first["cell"].get("precision", "fp32"),
+        first.get("protocol", {}),
+        tuple(made),
+        attack_sets,
+        default,
+        _controls([score for score, _ in good], ran),
+    )
+    return replace(board, rows=tuple(replace(row, flags=raise_flags(row, board)) for row in board.rows))
+
+
+def _strength(attack: str) -> tuple[int, str]:
+    parts, shift = split_attack(attack)
+    return len(parts) + bool(shift), attack
+
+
+def _order(standing: Standing, row: Row) -> tuple[bool, float, str]:
+    """Rows that were run under the whole set first, best first; rows without a number last."""
+    return bool(standing.missing), -standing.protection.mean if standing.protection else 1e9, row.name
+
+
+def _row(
+    method: str,
+    variant: str,
+    budget: float | None,
+    size: int,
+    every: Iterable[tuple[str, str, float | None, int]],
+    scores: Mapping[tuple[str, str, int], Score],
+    missing: Sequence[Gap],
+    attack_sets: Mapping[str, tuple[str, ...]],
+) -> Row:
+    name = f"{method} ({variant.replace(f'{method}.', '')})" if variant else method
+    if len({other[2] for other in every if other[:2] == (method, variant)}) > 1:
+        name += " at its own budget" if budget is None else f" at {budget:g} levels"
+    if size > 1:
+        name += f", {size} together"
+    ordered = [scores[place] for place in sorted(scores)]
+    entries = {}
+    for attack in attack_sets["all"]:
+        cells = tuple(each for each in ordered if each.attack == attack)
+        gaps = tuple(gap for gap in missing if gap.attack == attack)
+        if cells or gaps:
+            entries[attack] = Entry(method, attack, cells, gaps)
+    threats: list[ThreatModel] = [each.threat_model for each in ordered if each.threat_model != "unknown"]
+    threat = "both" if "both" in threats else threats[0] if threats else declared_threat_model(method)
+    standings = {name: _standing(entries, attacks) for name, attacks in attack_sets.items()}
+    return Row(method, variant, budget, size, threat, name, entries, Entry(method, "", tuple(ordered), tuple(missing)), standings)
+
+
+def declared_threat_model(method: str) -> ThreatModel:
+    """What a registered method says that it changes; for rows of which no cell ran."""
+    from persbench import registry
+
+    try:
+        changes = registry.load("methods", method).changes  # type: ignore[attr-defined]
+    except PersbenchError:
+        return "unknown"
+    levels: dict[frozenset[str], ThreatModel] = {frozenset(): "none", frozenset({"photos"}): "image", frozenset({"model"}): "model"}
+    return levels.get(frozenset(changes), "both")
+
+
+def _standing(entries: Mapping[str, Entry], attacks: Sequence[str]) -> Standing:
+    """An attack that is skipped for all subjects does not exist here: it neither counts nor is missing."""
+    counted = {a: e for a in attacks if (e := entries.get(a)) is not None and not (e.skipped and not e.scores and not e.failed)}
+    by_subject = worst_case({attack: entry.by_subject for attack, entry in counted.items()})
+    return Standing(
+        tuple(counted),
+        tuple(attack for attack in attacks if attack not in entries),
+        _interval({subject: [value] for subject, (value, _) in by_subject.items()}),
+        by_subject,
     )
 
 
-def rank(scores: list[Score]) -> list[Line]:
-    """Lines of all methods (with variants apart): each attack, and the worst case where there are several; best first."""
-    groups: dict[str, dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
-    for each in scores:
-        name = f"{each.method} ({each.variant})" if each.variant and each.method != "none" else each.method
-        groups[name][each.attack].append(each)
-    lines = []
-    for method, attacks in groups.items():
-        lines += [line(method, attack, found) for attack, found in sorted(attacks.items())]
-        standard = {a: {s.subject: s.protection for s in found if s.protection is not None} for a, found in attacks.items()}
-        if len(attacks) > 1:
-            worst = worst_case(standard)
-            everything = [s for found in attacks.values() for s in found]
-            summary = line(method, f"worst of {len(attacks)}", everything)
-            interval = bootstrap({k: [v] for k, v in worst.items()}) if worst else None
-            lines.append(Line(**{**vars(summary), "protection": interval}))
-    return sorted(lines, key=lambda entry: -entry.protection.mean if entry.protection else 1e9)
+def _ranked(rows: Sequence[Row], attack_sets: Mapping[str, tuple[str, ...]]) -> list[Row]:
+    found = {row.name: dict(row.standings) for row in rows}
+    for name in attack_sets:
+        values = {
+            row.name: {subject: value for subject, (value, _) in row.standings[name].by_subject.items()}
+            for row in rows
+            if not row.standings[name].missing and row.method not in BASELINES
+        }
+        overall, within = ranks(values), {}
+        for threat in THREATS:
+            within |= ranks({row.name: values[row.name] for row in rows if row.name in values and row.threat_model == threat})
+        for row in rows:
+            standing = row.standings[name]
+            found[row.name][name] = replace(standing, rank=overall.get(row.name), rank_within=within.get(row.name))
+    return [replace(row, standings=found[row.name]) for row in rows]
+
+
+def _controls(scores: Sequence[Score], attacks: Sequence[str]) -> dict[str, Control]:
+    found = {}
+    for attack in attacks:
+        cells = {(s.subject, s.seed): s for s in scores if s.attack == attack and s.control is not None}  # methods share them
+        by_subject: dict[str, list[float]] = defaultdict(list)
+        for (subject, _), each in sorted(cells.items()):
+            by_subject[subject].append(each.control or 0.0)
+        if by_subject:
+            found[attack] = Control(
+                attack,
+                bootstrap(by_subject),
+                _mean(each.floor for each in cells.values()),
+                _mean(each.control_alignment for each in cells.values()),
+                _mean(each.control_detected for each in cells.values()),
+                {subject: statistics.fmean(values) for subject, values in by_subject.items()},
+                sum(not each.void for each in cells.values()),
+                len(cells),
+            )
+    return found
+
+
+def track_sets(tracks: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The attack sets of the tracks that are registered, for `boards`."""
+    from persbench import registry
+
+    return {name: dict(registry.load("tracks", name)().attack_sets()) for name in set(tracks) & set(registry.names("tracks"))}
 
 
 def read_records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from persbench.stats import Interval
 
-from .aggregate import Line, Score, line, score
+from .aggregate import Entry, Score, line, score
 
 if TYPE_CHECKING:
     from persbench.cli.run import Result
@@ -112,7 +112,7 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
             )
 
 
-def print_leaderboard(console: Console, lines: Sequence[Line], disclaimers: Sequence[str]) -> None:
+def print_leaderboard(console: Console, lines: Sequence[Entry], disclaimers: Sequence[str]) -> None:
     """The ranked lines."""
     table = Table(title="persbench leaderboard", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right")

@@ -4,8 +4,7 @@ import json
 from io import StringIO
 
 import pytest
-from persbench.leaderboard.aggregate import rank, read_records, score
-from persbench.leaderboard.html import write_page
+from persbench.leaderboard.aggregate import read_records, score
 from persbench.leaderboard.terminal import print_leaderboard
 from rich.console import Console
 
