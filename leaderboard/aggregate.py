@@ -1,7 +1,7 @@
 """From records to scores: per cell, then rows (a method under all its attacks) on boards (what may be compared).
 
-Everything follows from the records alone: `score` reads one, `boards` all of them. Order of the parts: `Score` (a cell), `Entry` (a row under
-one attack), `Row` (a method with its options, budget and group size), `Board` (rows of equal track, base model and protocol).
+Everything follows from the records alone: `score` reads one, `boards` all of them. From small to large: `Score` (a cell), `Entry` (a row
+under one attack), `Row` (a method with its options, budget and group size), `Board` (rows of equal track, base model and protocol).
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import hashlib
 import json
 import re
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from persbench.errors import PersbenchError
+from persbench import registry
+from persbench.errors import PersbenchError, UnknownNameError
+from persbench.registry import nearest
 from persbench.stats import Interval, Rank, bootstrap, protection, ranks, worst_case
 
 from .flags import Raised, raise_flags
@@ -256,9 +258,10 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     )
 
 
-_MEANS = (
-    "leak leak_seen control floor shown detected control_detected alignment control_alignment quality control_quality linf_levels psnr ssim lpips"
-    " prior_class prior_class_base prior_lpips protect_seconds attack_seconds peak_mib"
+# What an entry has means of: the names of fields of Score.
+MEANS = (
+    "leak leak_seen control floor shown detected control_detected alignment control_alignment quality control_quality"
+    " linf_levels psnr ssim lpips prior_class prior_class_base prior_lpips protect_seconds attack_seconds peak_mib"
 ).split()
 
 
@@ -307,7 +310,7 @@ class Entry:
     @cached_property
     def means(self) -> dict[str, float | None]:
         """Means over cells of everything else that a `Score` has."""
-        return {name: _mean(getattr(each, name) for each in self.scores) for name in _MEANS}
+        return {name: _mean(getattr(each, name) for each in self.scores) for name in MEANS}
 
     @property
     def voids(self) -> int:
@@ -327,10 +330,10 @@ class Entry:
 
     @cached_property
     def failure_mode(self) -> str:
-        """How the adversary fails, in words; never part of a number."""
+        """How the adversary fails, in words ("" where nothing was measured); never part of a number."""
         means = self.means
         if self.protection is None:
-            return "–"
+            return ""
         if self.protection.mean < 0.2:
             return "not stopped"
 
@@ -358,6 +361,12 @@ class Standing:
     by_subject: Mapping[str, tuple[float, str]]  # the minimum and the attack that reaches it
     rank: Rank | None = None  # among all rows
     rank_within: Rank | None = None  # among rows of the same threat model
+
+    @property
+    def weakest(self) -> str:
+        """The attack that is worst for most subjects ("" where nothing was measured)."""
+        counts = Counter(attack for _, attack in self.by_subject.values())
+        return max(sorted(counts), key=counts.__getitem__) if counts else ""
 
 
 @dataclass(frozen=True)
@@ -413,11 +422,24 @@ class Board:
         """A row's worst case over the default set."""
         return row.standings[self.attack_set]
 
+    def view(self, attack_set: str = "", threat: str = "") -> Board:
+        """The board over another attack set, or the rows of one threat model alone, ranked among themselves beside what has none.
+
+        Raises UnknownNameError for what the board does not have.
+        """
+        chosen = attack_set or self.attack_set
+        if chosen not in self.attack_sets:
+            raise UnknownNameError(f"no attack set {chosen!r} on this board; {nearest(chosen, self.attack_sets)}")
+        if threat and threat not in THREATS:
+            raise UnknownNameError(f"no threat model {threat!r}; {nearest(threat, THREATS)}")
+        rows = [row for row in self.rows if not threat or row.threat_model in (threat, "none")]
+        if threat:
+            within = {row.name: {name: replace(s, rank=s.rank_within) for name, s in row.standings.items()} for row in rows}
+            rows = [replace(row, standings=within[row.name]) for row in rows]
+        return _flagged(replace(self, rows=tuple(rows), attack_set=chosen))
+
     def row(self, name: str) -> Row:
         """A row by its name. Raises UnknownNameError with the nearest name."""
-        from persbench.errors import UnknownNameError
-        from persbench.registry import nearest
-
         known = {row.name: row for row in self.rows}
         if name not in known:
             raise UnknownNameError(f"no row {name!r} on the leaderboard; {nearest(name, known)}")
@@ -436,86 +458,94 @@ def _board_key(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def boards(records: Iterable[tuple[Path, Mapping[str, Any]]], sets: Mapping[str, Mapping[str, Sequence[str]]] | None = None) -> list[Board]:
-    """All boards of the records, the one with most cells first.
+def boards(records: Iterable[tuple[Path, Mapping[str, Any]]], sets: Sets = lambda track: {}) -> list[Board]:
+    """All boards of the records, the one with most cells first. Records are read one by one and not kept.
 
-    `sets`: by track its named lists of attacks ("standard", "strong"). Every board has a set "all", and "shared" (what every method was run
-    under) where that is less. The default is "standard" where a row was run under all of it, else "shared", else "all". A record without a score (skipped, error) does not say its protocol or budget: it joins the board of its track,
-    base and precision, and the row that asked for the same budget.
+    `sets`: the named lists of attacks ("standard", "strong") of a track. Every board has a set "all", and "shared" (what every method was
+    run under) where that is less. The default is "standard" where a row was run under all of it, else "shared", else "all".
+    A record without a score (skipped, error) does not say its protocol or budget: it joins the board of its track, base and precision, and
+    the row that asked for the same budget.
     """
-    good: dict[str, list[tuple[Score, Mapping[str, Any]]]] = defaultdict(list)
-    bad: list[tuple[Gap, Mapping[str, Any]]] = []
-    names: dict[tuple[str, str, str], str] = {}  # where cells without a score go
-    for path, record in sorted(records, key=lambda found: found[0]):
-        cell, status = record["cell"], record.get("status", "ok")
+    found: dict[str, _Cells] = {}
+    homes: dict[tuple[str, str, str], str] = {}  # where cells without a score go
+    homeless: list[tuple[Gap, Mapping[str, Any], str]] = []
+    for path, record in records:
+        cell, status, key = record["cell"], record.get("status", "ok"), _board_key(record)
         if status == "ok":
-            key = _board_key(record)
-            good[key].append((score(record, path.name), record))
-            names.setdefault(_place(cell), key)
+            cells = found.setdefault(key, _Cells(cell, record.get("protocol", {})))
+            cells.good.append((score(record, path.name), cell["budget"]))
+            homes.setdefault(_home(cell), key)
         else:
             reason = record.get("reason") or "no reason given"
             gap = Gap(status, cell["method"], attack_name(cell), cell["subject"], cell["seed"], reason, path.name)
-            bad.append((gap, record))
-    gaps: dict[str, list[tuple[Gap, Mapping[str, Any]]]] = defaultdict(list)
-    for gap, record in bad:
-        gaps[names.setdefault(_place(record["cell"]), _board_key(record))].append((gap, record))
-    found = [_board(key, good.get(key, []), gaps.get(key, []), sets or {}) for key in {**good, **gaps}]
-    return sorted(found, key=lambda board: (-sum(len(row.total.scores) for row in board.rows), board.track, board.key))
+            homeless.append((gap, cell, key))
+    for gap, cell, key in homeless:
+        found.setdefault(homes.setdefault(_home(cell), key), _Cells(cell, {})).bad.append((gap, cell))
+    made = [_board(key, cells, sets(cells.cell["track"])) for key, cells in found.items()]
+    return sorted(made, key=lambda board: (-sum(len(row.total.scores) for row in board.rows), board.track, board.key))
 
 
-def _place(cell: Mapping[str, Any]) -> tuple[str, str, str]:
+Sets = Callable[[str], Mapping[str, Sequence[str]]]
+
+
+@dataclass
+class _Cells:
+    """What a board is made of: scores with the budget that was asked for, gaps with their cells, and one cell of all."""
+
+    cell: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    good: list[tuple[Score, float | None]] = field(default_factory=list)
+    bad: list[tuple[Gap, Mapping[str, Any]]] = field(default_factory=list)
+
+
+def _home(cell: Mapping[str, Any]) -> tuple[str, str, str]:
     return cell["track"], cell["base"], cell.get("precision", "fp32")
 
 
-def _board(
-    key: str,
-    good: Sequence[tuple[Score, Mapping[str, Any]]],
-    bad: Sequence[tuple[Gap, Mapping[str, Any]]],
-    sets: Mapping[str, Mapping[str, Sequence[str]]],
-) -> Board:
+def _board(key: str, cells: _Cells, sets: Mapping[str, Sequence[str]]) -> Board:
     granted: dict[tuple[str, str, float | None], float | None] = {}
     rows: dict[tuple[str, str, float | None, int], tuple[dict[tuple[str, str, int], Score], list[Gap]]] = defaultdict(lambda: ({}, []))
-    for each, record in good:
-        granted[each.method, each.variant, record["cell"]["budget"]] = each.budget_levels
+    for each, asked in cells.good:
+        granted[each.method, each.variant, asked] = each.budget_levels
         scores, _ = rows[each.method, each.variant, each.budget_levels, max(1, len(each.group))]
         place = (each.attack, each.subject, each.seed)
         if place not in scores or len(each.bystanders) > len(scores[place].bystanders):  # run again with other bystanders
             scores[place] = each
-    for gap, record in bad:
-        cell = record["cell"]
-        asked = (cell["method"], variant_name(cell), cell["budget"])
-        scores, missing = rows[*asked[:2], granted.get(asked, cell["budget"]), max(1, len(cell.get("group") or ()))]
+    for gap, cell in cells.bad:
+        method, variant, asked = cell["method"], variant_name(cell), cell["budget"]
+        budget = granted.get((method, variant, asked), asked)
+        scores, missing = rows[method, variant, budget, max(1, len(cell.get("group") or ()))]
         if (gap.attack, gap.subject, gap.seed) not in scores:
             missing.append(gap)
-    ran = sorted({place[0] for scores, missing in rows.values() for place in (*scores, *((gap.attack,) for gap in missing))}, key=_strength)
-    first = (good or bad)[0][1]
-    track = first["cell"]["track"]
-    attack_sets = {name: tuple(attacks) for name, attacks in sets.get(track, {}).items() if set(attacks) & set(ran)} | {"all": tuple(ran)}
-    shared = [
-        {place[0] for place in scores} | {gap.attack for gap in missing}
-        for key, (scores, missing) in rows.items()
-        if key[0] not in BASELINES
-    ]
-    common = set.intersection(*shared) if shared else set()
-    if common and common != set(ran):
-        attack_sets["shared"] = tuple(attack for attack in ran if attack in common)
+    ran_under = {parts: {place[0] for place in scores} | {gap.attack for gap in missing} for parts, (scores, missing) in rows.items()}
+    ran = sorted(set().union(*ran_under.values()), key=_strength)
+    attack_sets = {name: tuple(attacks) for name, attacks in sets.items() if set(attacks) & set(ran)} | {"all": tuple(ran)}
+    protected = [attacks for (method, *_), attacks in ran_under.items() if method not in BASELINES]
+    shared = set.intersection(*protected) if protected else set()
+    if shared and shared != set(ran):
+        attack_sets["shared"] = tuple(attack for attack in ran if attack in shared)
     made = [_row(*parts, rows, scores, missing, attack_sets) for parts, (scores, missing) in rows.items()]
     standard = "standard" in attack_sets and any(not row.standings["standard"].missing for row in made)
     default = "standard" if standard else "shared" if "shared" in attack_sets else "all"
-    made = _ranked(made, attack_sets)
-    made.sort(key=lambda row: _order(row.standings[default], row))
-    board = Board(
-        key,
-        track,
-        first["cell"]["base"],
-        first["cell"].get("precision", "fp32"),
-        first.get("protocol", {}),
-        tuple(made),
-        attack_sets,
-        default,
-        _controls([score for score, _ in good], ran),
+    return _flagged(
+        Board(
+            key,
+            cells.cell["track"],
+            cells.cell["base"],
+            cells.cell.get("precision", "fp32"),
+            cells.protocol,
+            tuple(_ranked(made, attack_sets)),
+            attack_sets,
+            default,
+            _controls([each for each, _ in cells.good], ran),
+        )
     )
-    return replace(board, rows=tuple(replace(row, flags=raise_flags(row, board)) for row in board.rows))
+
+
+def _flagged(board: Board) -> Board:
+    """The board with its rows in order, and their flags raised."""
+    rows = sorted(board.rows, key=lambda row: _order(board.standing(row), row))
+    return replace(board, rows=tuple(replace(row, flags=raise_flags(row, board)) for row in rows))
 
 
 def _strength(attack: str) -> tuple[int, str]:
@@ -558,8 +588,6 @@ def _row(
 
 def declared_threat_model(method: str) -> ThreatModel:
     """What a registered method says that it changes; for rows of which no cell ran."""
-    from persbench import registry
-
     try:
         changes = registry.load("methods", method).changes  # type: ignore[attr-defined]
     except PersbenchError:
@@ -618,22 +646,29 @@ def _controls(scores: Sequence[Score], attacks: Sequence[str]) -> dict[str, Cont
     return found
 
 
-def track_sets(tracks: Iterable[str]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """The attack sets of the tracks that are registered, for `boards`."""
-    from persbench import registry
+def track_sets(track: str) -> Mapping[str, Sequence[str]]:
+    """The attack sets of a track; none of one that is not installed."""
+    return registry.load("tracks", track)().attack_sets() if track in registry.names("tracks") else {}
 
-    return {name: dict(registry.load("tracks", name)().attack_sets()) for name in set(tracks) & set(registry.names("tracks"))}
+
+def read_boards(folder: Path) -> list[Board]:
+    """The boards of an output folder. Raises PersbenchError when there are no records."""
+    return boards(iter_records(folder), track_sets)
 
 
 def read_records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """All records below an output folder. Raises PersbenchError when there are none."""
+    return list(iter_records(folder))
+
+
+def iter_records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The records below an output folder one by one, in the order of their names. Raises PersbenchError when there are none."""
     paths = sorted((folder / "records").glob("*.json"))
     if not paths:
         raise PersbenchError(f"no records in {folder / 'records'}; run something first: persbench run --method persguard-target")
-    found = []
     for path in paths:
         try:
-            found.append((path, json.loads(path.read_text("utf-8"))))
+            record = json.loads(path.read_text("utf-8"))
         except ValueError:
             raise PersbenchError(f"record {path} is not JSON; delete it and run again") from None
-    return found
+        yield path, record

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from persbench.stats import paired
+from persbench.stats import bootstrap, differences
 
 if TYPE_CHECKING:
     from .aggregate import Board, Entry, Row
@@ -103,16 +103,16 @@ def helps_the_clean_control(row: Row, board: Board) -> str:
         for plain, simple in row.entries.items():
             if row.threat_model == "none" or not is_stronger(attack, plain):
                 continue
-            leaks = _leaks(entry), _leaks(simple)
-            protected = paired(*({key: leak for key, (leak, _) in each.items()} for each in leaks))
-            clean = paired(*({key: control for key, (_, control) in each.items()} for each in leaks))
-            if protected and clean and protected.mean > SIMILAR and clean.mean >= protected.mean:
-                found.append(f"{attack} against {plain}: leak +{protected.mean:.2f}, clean control +{clean.mean:.2f}")
+            risen = [differences(_values(entry, name), _values(simple, name)) for name in ("leak", "control")]
+            protected, clean = (statistics.fmean(each.values()) if each else 0.0 for each in risen)
+            if protected > SIMILAR and clean >= protected:
+                found.append(f"{attack} against {plain}: leak +{protected:.2f}, clean control +{clean:.2f}")
     return "; ".join(found)
 
 
-def _leaks(entry: Entry) -> dict[tuple[str, ...], tuple[float, float]]:
-    return {(s.subject, str(s.seed)): (s.leak, s.control) for s in entry.scores if s.leak is not None and s.control is not None}
+def _values(entry: Entry, name: str) -> dict[tuple[str, ...], float]:
+    found = {(each.subject, str(each.seed)): getattr(each, name) for each in entry.scores}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def stronger_does_worse(row: Row, board: Board) -> str:
@@ -120,19 +120,16 @@ def stronger_does_worse(row: Row, board: Board) -> str:
     for attack, entry in row.entries.items():
         for plain, simple in row.entries.items():
             if row.threat_model != "none" and is_stronger(attack, plain):
-                more = paired(_protections(entry), _protections(simple))
-                if more and more.mean > NOTICEABLE and more.low > 0:
-                    found.append(f"protection under {attack} is {more.mean:.2f} higher than under {plain}")
+                more = differences(_values(entry, "protection"), _values(simple, "protection"))
+                mean = statistics.fmean(more.values()) if more else 0.0
+                if mean > NOTICEABLE and bootstrap({subject: [value] for subject, value in more.items()}).low > 0:
+                    found.append(f"protection under {attack} is {mean:.2f} higher than under {plain}")
     expensive = set(board.attack_sets.get("strong", ())) - set(board.attack_sets.get("standard", ()))
     standard = [e.protection.mean for a, e in row.entries.items() if a not in expensive and e.protection]
     strong = [e.protection.mean for a, e in row.entries.items() if a in expensive and e.protection]
     if row.threat_model != "none" and standard and strong and min(strong) > max(standard) + NOTICEABLE:
         found.append(f"every attack that the strong set adds ({min(strong):.2f} at best) does worse than every standard one")
     return "; ".join(found)
-
-
-def _protections(entry: Entry) -> dict[tuple[str, ...], float]:
-    return {(s.subject, str(s.seed)): s.protection for s in entry.scores if s.protection is not None}
 
 
 def identity_alone(row: Row, board: Board) -> str:
@@ -194,7 +191,7 @@ FLAGS = (
     Flag(
         "stronger attack does worse",
         stronger_does_worse,
-        "An attack that is another one with something added meets more protection than the one without: a real adversary would leave it out.",
+        "An attack meets more protection than the same attack without one of its parts: a real adversary would leave that part out.",
         "Check the options of what was added (a purifier that ruins the photos, a rate that diverges) before trusting the worst case.",
     ),
     Flag(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -11,12 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from persbench.stats import Interval
+from persbench.stats import Interval, Rank
 
-from .aggregate import Entry, Score, line, score
+from .aggregate import BASELINES, Board, Entry, Gap, Score, line, score
+from .flags import FLAGS
 
 if TYPE_CHECKING:
     from persbench.cli.run import Result
+
+    from .reported import Paper
 
 
 WIDE = 116  # columns of a terminal that has room for the columns that say more
@@ -112,38 +116,116 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
             )
 
 
-def print_leaderboard(console: Console, lines: Sequence[Entry], disclaimers: Sequence[str]) -> None:
-    """The ranked lines."""
-    table = Table(title="persbench leaderboard", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("#", justify="right")
-    wide = console.width >= WIDE
-    for heading in ("method", "attack"):
-        table.add_column(heading, no_wrap=heading == "method", min_width=9)
-    more_headings = ("class seen", "alignment", "class prompts", "PSNR", "seconds") if wide else ()
-    for heading in ("protection", "shown", "bystanders keep", *more_headings):
-        table.add_column(heading, justify="right", no_wrap=heading in ("protection", "shown") or (wide and heading[0] == "b"))
+def place(rank: Rank | None) -> str:
+    """A rank with its interval: "2 (1–4)"."""
+    if rank is None:
+        return ""
+    return str(rank.place) + (f" ({rank.low}–{rank.high})" if rank.low != rank.high else "")
+
+
+def board_table(board: Board, wide: bool, letters: Mapping[str, str], details: bool) -> Table:
+    """Rows of a board, the worst case first; with `details` a line below each for every attack. Readable in 80 columns."""
+    attacks = board.attack_sets[board.attack_set]
+    title = f"{board.track} · {len(board.subjects)} subjects · attack set {board.attack_set} ({len(attacks)})"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("method", overflow="fold", min_width=18)
+    table.add_column("threat", no_wrap=True)
+    table.add_column("worst case", justify="right", no_wrap=True)
+    table.add_column("weakest under", overflow="fold", min_width=9)
+    more = ("fails by", "shown", "class seen", "alignment", "class prompts", "levels", "PSNR", "seconds") if wide else ()
+    for heading in ("others keep", *more):
+        table.add_column(heading, justify="right", min_width=5)
     table.add_column("flags")
-    for place, each in enumerate(lines, 1):
-        means = each.means
-        flags = [*each.flags, *([f"{each.errors} with errors"] if each.errors else [])]
-        more = (
-            percent(means["detected"]),
-            number(means["alignment"]),
-            percent(means["prior_class"]),
-            number(means["psnr"], 1) if means["linf_levels"] else "–",
-            number(means["protect_seconds"], 0),
+
+    def cells(entry: Entry, worst: Entry) -> list[str]:
+        """Costs are of all attacks; how the adversary fails is of the worst one."""
+        means, pictures = entry.means, worst.means
+        kept = number(entry.bystanders.mean if entry.bystanders else None)
+        if not wide:
+            return [kept]
+        photos = (number(means["linf_levels"], 0), number(means["psnr"], 1)) if means["linf_levels"] else ("–", "–")
+        seen = (percent(pictures["shown"]), percent(pictures["detected"]), number(pictures["alignment"]))
+        return [kept, worst.failure_mode or "–", *seen, percent(means["prior_class"]), *photos, number(means["protect_seconds"], 0)]
+
+    for row in board.rows:
+        standing = board.standing(row)
+        shown = "".join(letters[flag.name] for flag in row.flags)
+        worst = row.entries.get(standing.weakest, row.total)
+        head = (place(standing.rank), escape(row.name), row.threat_model, interval(standing.protection), escape(standing.weakest))
+        table.add_row(*head, *cells(row.total, worst), shown, style="" if row.method not in BASELINES else "italic")
+        for attack, entry in row.entries.items() if details else ():
+            empty = "void" if entry.voids else entry.gaps[0].status if entry.gaps else "–"
+            held = interval(entry.protection) if entry.protection else empty
+            note = "" if attack in attacks else "not in the set"
+            table.add_row("", f"· {escape(attack)}", "", held, note, *cells(entry, entry), "", style="dim")
+    return table
+
+
+def print_leaderboard(
+    console: Console,
+    boards: Sequence[Board],
+    disclaimers: Mapping[str, str],
+    details: bool = False,
+    reported: Sequence[Paper] = (),
+) -> None:
+    """Every board with its flags, skips and errors; then what papers report, in tables of their own."""
+    for board in boards:
+        names = [flag.name for flag in FLAGS if any(flag.name == raised.name for row in board.rows for raised in row.flags)]
+        letters = dict(zip(names, ascii_lowercase, strict=False))
+        console.print(board_table(board, console.width >= WIDE, letters, details))
+        for flag in FLAGS:
+            if flag.name in letters:
+                console.print(f"[bold]{letters[flag.name]}[/] {flag.name}: {flag.explanation}", highlight=False)
+        if details:
+            for row in board.rows:
+                for raised in row.flags:
+                    console.print(f"  {escape(row.name)}: {raised.name}: {escape(raised.detail)}", highlight=False)
+        for text in gap_lines(board):
+            console.print(text, highlight=False)
+        console.print(
+            "worst case: per subject the least protection over the attack set (0 no help, 1 as if the photos had never been seen), then the "
+            "mean with its 95% interval over subjects. # with its interval; none for a row that lacks attacks. threat: what the protector "
+            "changes, image (the photos) or model (the released model); rank one alone with --threat-model.",
+            style="dim",
+            highlight=False,
         )
-        table.add_row(
-            str(place),
-            each.method,
-            each.attack,
-            interval(each.protection),
-            percent(means["shown"]),
-            interval(each.bystanders) if wide else number(each.bystanders.mean if each.bystanders else None),
-            *(more if wide else ()),
-            ", ".join(flags),
-        )
-    console.print(table)
-    for text in disclaimers:
-        if text:
-            console.print(text, style="italic", highlight=False)
+        if disclaimers.get(board.track):
+            console.print(disclaimers[board.track], style="italic", highlight=False)
+        console.print()
+    for paper in reported:
+        console.print(paper_table(paper))
+        console.print(f"[bold]reported[/], not measured here: {escape(paper.source)}. {escape(paper.protocol)}\n", highlight=False)
+
+
+def gap_lines(board: Board) -> list[str]:
+    """Skips and errors by reason: how many cells, and of what."""
+    groups: dict[tuple[str, str], list[Gap]] = {}
+    for row in board.rows:
+        for gap in (*row.total.skipped, *row.total.failed):
+            groups.setdefault((gap.status, gap.reason), []).append(gap)
+
+    def some(names: set[str]) -> str:
+        ordered = sorted(names)
+        return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
+
+    lines = []
+    for (status, reason), gaps in sorted(groups.items()):
+        where = f"{some({gap.method for gap in gaps})} under {some({gap.attack for gap in gaps})}"
+        colour = "yellow" if status == "skipped" else "red"
+        cells = f"{len(gaps)} cell{'s' * (len(gaps) > 1)}"
+        lines.append(f"[{colour}]{status}[/] {cells} ({escape(where)}): {escape(reason)}")
+    return lines
+
+
+def paper_table(paper: Paper) -> Table:
+    """What a paper reports; an arrow says in which direction a metric means more protection."""
+    table = Table(title=f"reported · {paper.title}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold")
+    table.add_column("threat", no_wrap=True)
+    for metric in paper.metrics:
+        table.add_column(metric.label, justify="right")
+    for entry in paper.rows:
+        values = ("–" if (value := entry.values.get(metric.name)) is None else f"{value:g}" for metric in paper.metrics)
+        table.add_row(escape(entry.method), entry.threat_model, *values)
+    return table

@@ -74,46 +74,48 @@ def worst_case(by_attack: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[s
     return found
 
 
+def differences(first: Mapping[tuple[str, ...], float], second: Mapping[tuple[str, ...], float]) -> dict[str, float]:
+    """First minus second over the keys (subject, attack, seed, ...) that both have, averaged per subject.
+
+    >>> differences({("ada", "0"): 0.5, ("ada", "1"): 1.0, ("boris", "0"): 0.3}, {("ada", "0"): 0.25, ("ada", "1"): 0.5})
+    {'ada': 0.375}
+    """
+    by_subject: dict[str, list[float]] = {}
+    for key in sorted(first.keys() & second.keys()):
+        by_subject.setdefault(key[0], []).append(first[key] - second[key])
+    return {subject: statistics.fmean(values) for subject, values in by_subject.items()}
+
+
 @dataclass(frozen=True)
 class Difference:
-    """First minus second on the same subjects: mean, 95% interval, and p value (two-sided) of no difference."""
+    """A paired difference: mean over subjects with its 95% interval, and the p value (two-sided) of there being none."""
 
-    mean: float
-    low: float
-    high: float
+    interval: Interval
     p: float
     by_subject: Mapping[str, float]
-    pairs: int
 
 
 def paired(
     first: Mapping[tuple[str, ...], float], second: Mapping[tuple[str, ...], float], resamples: int = 5000, seed: int = 0
 ) -> Difference | None:
-    """The paired difference over keys that both have; None where they share none.
+    """The difference of two methods over the keys (subject, attack, seed, ...) that both have; None where they share none.
 
-    A key is (subject, attack, seed, ...): differences are averaged per subject; the interval resamples subjects, and the p value is
-    of the test that flips the signs of whole subjects (exact up to 12 subjects).
+    The interval resamples subjects; the p value is of the test that flips the signs of whole subjects (exact up to 12 of them).
 
-    >>> found = paired({("ada", "lora"): 0.5, ("boris", "lora"): 1.0, ("carl", "lora"): 0.3}, {("ada", "lora"): 0.25, ("boris", "lora"): 0.5})
-    >>> found.mean, found.low, found.high, found.p, found.pairs
-    (0.375, 0.25, 0.5, 0.5, 2)
+    >>> found = paired({("ada",): 0.5, ("boris",): 1.0, ("carl",): 0.3}, {("ada",): 0.25, ("boris",): 0.5})
+    >>> found.interval, found.p
+    (Interval(mean=0.375, low=0.25, high=0.5, subjects=2), 0.5)
     """
-    by_subject: dict[str, list[float]] = {}
-    for key in sorted(first.keys() & second.keys()):
-        by_subject.setdefault(key[0], []).append(first[key] - second[key])
-    if not by_subject:
+    found = differences(first, second)
+    if not found:
         return None
-    found = bootstrap(by_subject, resamples, seed)
-    means = {subject: statistics.fmean(values) for subject, values in by_subject.items()}
-    if len(means) == 1 or not any(means.values()):
-        p = 1.0
-    else:
+    p = 1.0
+    if len(found) > 1 and any(found.values()):
         from scipy.stats import permutation_test
 
-        generator = np.random.default_rng(seed)
-        data = (np.array(list(means.values())),)
-        p = float(permutation_test(data, np.mean, permutation_type="samples", n_resamples=resamples, rng=generator).pvalue)
-    return Difference(found.mean, found.low, found.high, p, means, sum(map(len, by_subject.values())))
+        generator, values = np.random.default_rng(seed), np.array(list(found.values()))
+        p = float(permutation_test((values,), np.mean, permutation_type="samples", n_resamples=resamples, rng=generator).pvalue)
+    return Difference(bootstrap({subject: [value] for subject, value in found.items()}, resamples, seed), p, found)
 
 
 def holm(values: Sequence[float]) -> list[float]:

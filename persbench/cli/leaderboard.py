@@ -12,27 +12,39 @@ from .run import OUTPUT
 
 def leaderboard(
     output: Annotated[Path, typer.Option(help="The output folder of the runs.")] = OUTPUT,
-    html: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
+    threat_model: Annotated[str, typer.Option(help="Rank the methods of one threat model alone: image, model or both.")] = "",
+    attack_set: Annotated[str, typer.Option(help="Worst case over this set: standard, strong, shared or all.")] = "",
+    details: Annotated[bool, typer.Option("--details", help="Also every attack, and where each flag was seen.")] = False,
+    export: Annotated[
+        list[Path], typer.Option(help="Write a file, by its suffix: .csv, .parquet, .md, .tex or .json; repeat for several.")
+    ] = [],  # noqa: B006
+    reported: Annotated[
+        list[str], typer.Option(help="Add what papers report, in tables of their own: 'papers', or a JSON file; repeat for several.")
+    ] = [],  # noqa: B006
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Rank the methods that have been run, by protection (worst case over attacks where there are several)."""
+    """Rank the methods that have been run, by protection in the worst case over attacks."""
     from rich.console import Console
 
-    from persbench.leaderboard.aggregate import rank, read_records, score
-    from persbench.leaderboard.html import write_page
+    from persbench.leaderboard.aggregate import read_boards
+    from persbench.leaderboard.exports import check_suffix, export_boards
+    from persbench.leaderboard.reported import read_reported
     from persbench.leaderboard.terminal import print_leaderboard
 
-    records = read_records(output)
-    scores = [score(record, path.name) for path, record in records]
-    lines = rank(scores)
-    disclaimers = sorted({_disclaimer(each.track) for each in scores})
-    print_leaderboard(Console(), lines, disclaimers)
-    if html:
-        write_page(html, lines, scores, disclaimers)
-        Console().print(f"page: {html}", highlight=False)
+    for path in export:
+        check_suffix(path)
+    papers = [paper for name in reported for paper in read_reported(name)]
+    boards = [board.view(attack_set if attack_set in board.attack_sets else "", threat_model) for board in read_boards(output)]
+    if attack_set and not any(attack_set in board.attack_sets for board in boards):
+        boards[0].view(attack_set)  # says what there is
+    print_leaderboard(Console(), boards, {board.track: disclaimer(board.track) for board in boards}, details, papers)
+    for path in export:
+        for written in export_boards(path, boards, papers):
+            Console().print(f"wrote {written}", highlight=False, soft_wrap=True)
 
 
-def _disclaimer(track: str) -> str:
+def disclaimer(track: str) -> str:
+    """What a track says of its numbers; "" for a track that is not installed."""
     from persbench import registry
 
-    return registry.load("tracks", track).disclaimer  # type: ignore[attr-defined]
+    return registry.load("tracks", track).disclaimer if track in registry.names("tracks") else ""  # type: ignore[attr-defined]

@@ -9,6 +9,8 @@ from typing import Any
 
 from persbench.leaderboard.aggregate import Board, boards
 
+_CELL: dict[str, Any] = {"seed": 0, "track": "avatars", "base": "", "options": [], "budget": None}
+
 
 def record(
     method: str = "m",
@@ -24,8 +26,8 @@ def record(
 ) -> dict[str, Any]:
     """A record with two judges who see the same, and one bystander.
 
-    `levels`: how far photos changed; `allowed`: the budget (an image-level method); `shares`: for "detected", "alignment", ... the values of the
-    attacked and the control pictures. What is left is put into the cell; `rows` are added to the rows, `sets` to the identity means.
+    `levels`: how far photos changed; `allowed`: the budget (an image-level method); `shares`: values of "detected", "alignment", ...
+    of the attacked and the control pictures. What is left is put into the cell; `rows` are added to the rows, `sets` to the identity means.
     """
     means = {"attacked": leak, "control": control, "floor": 0.1}
     means |= {"bystander:petra:attacked": 0.5, "bystander:petra:control": 0.6, "bystander:petra:floor": 0.1}
@@ -44,16 +46,7 @@ def record(
     if levels is not None:
         rows += [{"metric": "linf_levels", "set": "released", "index": 0, "value": levels, "error": ""}]
     rows += more.pop("rows", [])
-    cell = {
-        "method": method,
-        "attack": attack,
-        "subject": subject,
-        "seed": 0,
-        "track": "avatars",
-        "base": "",
-        "options": [],
-        "budget": None,
-    }
+    cell = _CELL | {"method": method, "attack": attack, "subject": subject}
     changed = "protect:0" if threat == "model" and allowed is None else "base:0"
     configs: dict[str, Any] = {"attacked:personalize": {"model": changed}}
     if method != "none":
@@ -70,22 +63,13 @@ def record(
 
 def gap(status: str, reason: str, method: str = "m", subject: str = "ada", attack: str = "lora", **more: Any) -> dict[str, Any]:
     """A record of a cell without a score."""
-    cell = {
-        "method": method,
-        "attack": attack,
-        "subject": subject,
-        "seed": 0,
-        "track": "avatars",
-        "base": "",
-        "options": [],
-        "budget": None,
-    }
+    cell = _CELL | {"method": method, "attack": attack, "subject": subject}
     return {"cell": cell | more, "status": status, "reason": reason, "rows": []}
 
 
 def board(records: Iterable[dict[str, Any]], **sets: tuple[str, ...]) -> Board:
     """The only board of some records; `sets` are attack sets of the track."""
-    (found,) = boards([(Path(f"{number}.json"), each) for number, each in enumerate(records)], {"avatars": sets})
+    (found,) = boards([(Path(f"{number}.json"), each) for number, each in enumerate(records)], lambda track: sets)
     return found
 
 
