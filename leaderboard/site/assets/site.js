@@ -41,14 +41,15 @@ function board(table) {
   const chosen = () => selects.filter((select) => select.value);
   grid.search.fixed("filters", (_text, _data, index) => {
     const row = grid.row(index).node();
-    return chosen().every((select) => row.dataset[select.dataset.key] === select.value);
+    return chosen().every((select) => row.dataset[select.dataset.key].split("|").includes(select.value));
   });
   // Ranks are of the comparable rows: with a threat model chosen, among the methods of that one.
   const apart = form.querySelector("[data-ranks]");
   const update = () => {
-    const within = apart && apart.value === "apart";
-    all("td[data-rank]", table).forEach((cell) => {
-      cell.textContent = within ? cell.dataset.rankApart : cell.dataset.rank;
+    const within = apart?.value === "apart" || chosen().some((select) => select.dataset.key === "threat");
+    grid.rows().nodes().toArray().map((row) => row.querySelector("td[data-rank]")).filter(Boolean).forEach((cell) => {
+      cell.querySelector(".together").hidden = within;
+      cell.querySelector(".apart").hidden = !within;
       cell.dataset.order = within ? cell.dataset.orderApart : cell.dataset.orderTogether;
     });
     grid.rows().invalidate("dom");
@@ -148,9 +149,9 @@ function tradeoff(data, colour, figure) {
   const select = figure.querySelector("select");
   const cost = data.axes.find((each) => each.key === select.value) ?? data.axes[0];
   const points = data.points.filter((point) =>
-    point.costs[cost.key] !== null && point.value !== null && Object.entries(filters).every(([key, value]) => !value || point.row[key] === undefined || point.row[key] === value));
-  const shape = { photos: "circle", model: "rectRot", both: "triangle", nothing: "crossRot" };
-  const paint = { photos: colour.photos, model: colour.model, both: colour.accent, nothing: colour.muted };
+    point.costs[cost.key] !== null && point.value !== null && Object.entries(filters).every(([key, value]) => !value || point.row[key].split("|").includes(value)));
+  const shape = { image: "circle", model: "rectRot", both: "triangle", none: "crossRot", unknown: "star" };
+  const paint = { image: colour.photos, model: colour.model, both: colour.accent, none: colour.muted, unknown: colour.muted };
   return {
     type: "scatterWithErrorBars",
     data: {
@@ -158,7 +159,7 @@ function tradeoff(data, colour, figure) {
         const mine = points.filter((point) => point.threat === key);
         return {
           label, pointStyle: shape[key], radius: 6, hoverRadius: 8, borderColor: paint[key], backgroundColor: faded(paint[key], 0.7),
-          borderWidth: key === "nothing" ? 2 : 1, errorBarColor: faded(paint[key], 0.6), errorBarWhiskerColor: faded(paint[key], 0.6), errorBarWhiskerSize: 5,
+          borderWidth: key === "none" ? 2 : 1, errorBarColor: faded(paint[key], 0.6), errorBarWhiskerColor: faded(paint[key], 0.6), errorBarWhiskerSize: 5,
           data: mine.map((point) => ({ x: point.costs[cost.key], y: point.value, yMin: point.low ?? point.value, yMax: point.high ?? point.value, point })),
         };
       }).filter((set) => set.data.length),
