@@ -222,19 +222,20 @@ class Site:
             if other.method == row.method and (b.key, other.name) != (board.key, row.name)
         ]
         summary, card = described("methods", row.method)
+        bars = bar_chart(row.entries.items())
         self.render(
             "method",
             self.href(board, row),
             board=board,
             row=row,
             standing=standing,
-            weakest=weakest(standing),
+            weakest_count=weakest_count(standing),
             evidence=self.evidence(row),
             summary=summary,
             card=card,
             disclaimers=[self.disclaimers.get(board.track, "")],
-            bars=bar_chart(row.entries.items()),
-            shares=share_chart(row.entries),
+            bars=bars,
+            shares=share_chart(row.entries, [point["name"] for point in bars["points"]]),
             galleries=galleries,
             left_out=left_out,
             gaps=grouped([row]),
@@ -269,10 +270,15 @@ class Site:
             self.render("attack", self.attack_href(attack), attack=attack, parts=attack_parts(attack), sections=sections)
 
 
+def weakest_count(standing: Standing) -> int:
+    """For how many subjects the weakest attack is the worst case."""
+    return sum(attack == standing.weakest for _, attack in standing.by_subject.values())
+
+
 def weakest(standing: Standing) -> str:
-    """The attack that is the worst case of most subjects, and of how many: "jpeg+lora (9 of 16)"."""
-    count = sum(attack == standing.weakest for _, attack in standing.by_subject.values())
-    return f"{standing.weakest} ({count} of {len(standing.by_subject)})" if len(standing.attacks) > 1 and count else standing.weakest
+    """The weakest attack and for how many subjects it is the worst case: "jpeg+lora (9 of 16)"."""
+    several = len(standing.attacks) > 1 and standing.by_subject
+    return standing.weakest + (f" ({weakest_count(standing)} of {len(standing.by_subject)})" if several else "")
 
 
 def grouped(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -301,10 +307,11 @@ def bar_chart(entries: Iterable[tuple[str, Entry]], lowest_first: bool = True) -
     return {"label": "protection", "points": points}
 
 
-def share_chart(entries: Mapping[str, Entry]) -> dict[str, Any]:
+def share_chart(entries: Mapping[str, Entry], order: Sequence[str]) -> dict[str, Any]:
     """What the adversary's pictures show, as shares that add up to one."""
     labels, subject, other, nobody = [], [], [], []
-    for attack, entry in entries.items():
+    for attack in order:
+        entry = entries[attack]
         shown, seen = entry.means["shown"], entry.means["detected"]
         if shown is not None and seen is not None:
             labels.append(attack)

@@ -137,7 +137,7 @@ function shares(data, colour) {
         tooltip: { callbacks: { label: (item) => `${item.dataset.label}: ${Math.round(100 * item.parsed.x)}%` } },
       },
       scales: {
-        x: axis(colour, data.label, { stacked: true, min: 0, max: 1, ticks: { color: colour.muted, format: { style: "percent" } } }),
+        x: axis(colour, data.label, { stacked: true, min: 0, max: 1, ticks: { color: colour.muted, callback: (value) => `${Math.round(100 * value)}%` } }),
         y: axis(colour, "", { stacked: true, grid: { display: false }, ticks: { color: colour.ink, autoSkip: false } }),
       },
     },
