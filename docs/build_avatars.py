@@ -193,11 +193,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     output = parser.parse_args().output
-    records = [record for _, record in read_records(output) if record["cell"]["attack"] == "lora"]
+    records = [record for _, record in read_records(output) if record.get("status", "ok") == "ok" and record["cell"]["attack"] == "lora"]
     groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
     for record in records:
-        if record["cell"]["bystanders"] is None:
-            found = score(record)
+        found = score(record)
+        if record["cell"]["bystanders"] is None and record["cell"]["budget"] is None and found.attack == "lora":
             groups[found.method, found.variant].append(found)
     everyone = set(Avatars().subject_lists()["all"])
     measured = {m: {found.subject for found in groups[m, ""]} for m in METHODS if (m, "") in groups}

@@ -238,7 +238,7 @@ def check_suffix(path: Path) -> None:
 
 
 def export_boards(path: Path, boards: Sequence[Board], papers: Sequence[Paper] = ()) -> list[Path]:
-    """Write a file in the format of its suffix; the files written. Raises PersbenchError for another suffix or where it cannot be written."""
+    """Write a file in the format of its suffix; the files written. Raises PersbenchError for another suffix or place."""
     check_suffix(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ def helps_the_clean_control(row: Row, board: Board) -> str:
                 continue
             risen = [differences(_values(entry, name), _values(simple, name)) for name in ("leak", "control")]
             protected, clean = (statistics.fmean(each.values()) if each else 0.0 for each in risen)
-            if protected > SIMILAR and clean >= protected:
+            if protected > SIMILAR and clean >= 0.9 * protected:
                 found.append(f"{attack} against {plain}: leak +{protected:.2f}, clean control +{clean:.2f}")
     return "; ".join(found)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .reported import Paper
 
 
-WIDE = 116  # columns of a terminal that has room for the columns that say more
+WIDE = 144  # columns of a terminal that has room for the columns that say more
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -129,14 +129,14 @@ def board_table(board: Board, wide: bool, letters: Mapping[str, str], details: b
     title = f"{board.track} · {len(board.subjects)} subjects · attack set {board.attack_set} ({len(attacks)})"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("method", overflow="fold", min_width=18)
+    table.add_column("method", overflow="fold", min_width=22 if wide else 16)
     table.add_column("threat", no_wrap=True)
     table.add_column("worst case", justify="right", no_wrap=True)
-    table.add_column("weakest under", overflow="fold", min_width=9)
-    more = ("fails by", "shown", "class seen", "alignment", "class prompts", "levels", "PSNR", "seconds") if wide else ()
-    for heading in ("others keep", *more):
-        table.add_column(heading, justify="right", min_width=5)
-    table.add_column("flags")
+    table.add_column("weakest\nunder", overflow="fold", min_width=9)
+    more = ("fails by", "shown", "class\nseen", "align-\nment", "class\nprompts", "levels", "PSNR", "seconds") if wide else ()
+    for heading in ("others\nkeep", *more):
+        table.add_column(heading, justify="right", no_wrap=heading != "fails by")
+    table.add_column("flags", overflow="fold", min_width=5)
 
     def cells(entry: Entry, worst: Entry) -> list[str]:
         """Costs are of all attacks; how the adversary fails is of the worst one."""
@@ -184,9 +184,9 @@ def print_leaderboard(
         for text in gap_lines(board):
             console.print(text, highlight=False)
         console.print(
-            "worst case: per subject the least protection over the attack set (0 no help, 1 as if the photos had never been seen), then the "
-            "mean with its 95% interval over subjects. # with its interval; none for a row that lacks attacks. threat: what the protector "
-            "changes, image (the photos) or model (the released model); rank one alone with --threat-model.",
+            "worst case: per subject the least protection over the attack set (0 no help, 1 as if the photos had never been seen), then "
+            "the mean with its 95% interval over subjects. #: rank with its interval; none for a row that lacks attacks. threat: what the "
+            "protector changes, image (the photos) or model (the released model); rank one alone with --threat-model.",
             style="dim",
             highlight=False,
         )

@@ -8,7 +8,7 @@ import typer
 
 from persbench.errors import PersbenchError
 
-from . import leaderboard, list_, run
+from . import compare, leaderboard, list_, run
 
 app = typer.Typer(
     name="persbench",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.command("compare")(compare.compare)
 app.command("list")(list_.list_plugins)
 
 

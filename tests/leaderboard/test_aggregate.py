@@ -1,38 +1,13 @@
 from __future__ import annotations
 
 import json
-from io import StringIO
+from pathlib import Path
 
 import pytest
-from persbench.leaderboard.aggregate import read_records, score
-from persbench.leaderboard.terminal import print_leaderboard
-from rich.console import Console
+from persbench.leaderboard.aggregate import boards, read_records, score
+from synthetic import board, gap, record
 
-from persbench.errors import PersbenchError
-
-
-def record(method: str = "m", subject: str = "ada", attack: str = "lora", leak: float = 0.2, control: float = 0.6, **more) -> dict:
-    """A record with two judges who see the same, and one bystander."""
-    means = {"attacked": leak, "control": control, "floor": 0.1}
-    means |= {"bystander:petra:attacked": 0.5, "bystander:petra:control": 0.6, "bystander:petra:floor": 0.1}
-    rows = [
-        {"metric": f"identity:{judge}", "set": label, "index": i, "value": value + shift, "error": ""}
-        for label, value in (means | more.pop("sets", {})).items()
-        for judge in ("a", "b")
-        for i, shift in enumerate((-0.05, 0.05))
-    ]
-    rows += more.pop("rows", [])
-    cell = {
-        "method": method,
-        "attack": attack,
-        "subject": subject,
-        "seed": 0,
-        "track": "avatars",
-        "base": "",
-        "options": [],
-        "budget": None,
-    }
-    return {"cell": cell | more, "rows": rows, "margin": 0.25, "stages": {"protect": {"seconds": 3.0, "peak_mib": 100.0}}}
+from persbench.errors import PersbenchError, UnknownNameError
 
 
 def test_scores_by_hand() -> None:
@@ -78,51 +53,159 @@ def test_error_rows_are_errors_never_scores() -> None:
     assert found.protection == pytest.approx(0.4 / 0.475)
 
 
-def test_ranking_is_by_protection_and_the_worst_case_is_per_subject() -> None:
-    records = [
-        record("good", "ada", leak=0.1),
-        record("good", "boris", leak=0.2),
-        record("good", "ada", "jpeg+lora", leak=0.4),
-        record("good", "boris", "jpeg+lora", leak=0.1),
-        record("bad", "ada", leak=0.6),
-    ]
-    lines = rank([score(r) for r in records])
-    assert [(each.method, each.attack) for each in lines] == [
-        ("good", "lora"), ("good", "jpeg+lora"), ("good", "worst of 2"), ("bad", "lora"),
+def test_rows_are_ranked_by_the_worst_case_per_subject() -> None:
+    found = board(
+        [
+            record("good", "ada", leak=0.1),
+            record("good", "boris", leak=0.2),
+            record("good", "ada", "jpeg+lora", leak=0.4),
+            record("good", "boris", "jpeg+lora", leak=0.1),
+            record("bad", "ada", leak=0.6),
+            record("bad", "ada", "jpeg+lora", leak=0.6),
+        ]
+    )
+    good, bad = found.rows
+    assert (good.name, bad.name) == ("good", "bad")
+    standing = found.standing(good)
+    assert standing.by_subject == {"ada": (pytest.approx(0.2 / 0.475), "jpeg+lora"), "boris": (pytest.approx(0.4 / 0.475), "lora")}
+    assert standing.protection is not None and standing.protection.mean == pytest.approx((0.2 + 0.4) / 0.475 / 2)
+    assert standing.protection.low < standing.protection.mean < standing.protection.high
+    assert standing.rank is not None and standing.rank.place == 1
+    only = good.entries["lora"].protection
+    assert only is not None and only.mean == pytest.approx((0.475 + 0.4) / 0.475 / 2)
+
+
+def test_seeds_are_averaged_before_the_worst_case() -> None:
+    found = board(
+        [
+            record(leak=0.1, seed=0),
+            record(leak=0.5, seed=1),  # alone it would be the worst
+            record(attack="jpeg+lora", leak=0.4, seed=0),
+            record(attack="jpeg+lora", leak=0.4, seed=1),
+        ]
+    )
+    assert found.standing(found.rows[0]).by_subject == {"ada": (pytest.approx(0.2 / 0.475), "jpeg+lora")}
+
+
+def test_a_void_attack_is_no_threat_and_a_failed_one_leaves_the_subject_out() -> None:
+    void = board([record(leak=0.4), record(attack="jpeg+lora", leak=0.2, control=0.3)])
+    assert void.standing(void.rows[0]).by_subject == {"ada": (pytest.approx(0.2 / 0.475), "lora")}
+    failed = board([record(), record(subject="boris"), record(attack="jpeg+lora"), gap("error", "disk full", "m", "boris", "jpeg+lora")])
+    row = failed.rows[0]
+    assert set(failed.standing(row).by_subject) == {"ada"}
+    assert {flag.name: flag.detail for flag in row.flags} == {
+        "errors": "1 of 4 cells: disk full",
+        "incomplete": "worst case over 1 of 2 subjects",
+    }
+
+
+def test_what_is_skipped_for_all_does_not_count_and_keeps_its_reason() -> None:
+    found = board([record(), gap("skipped", "no image encoder", attack="ip-adapter")])
+    row = found.rows[0]
+    assert found.attack_sets["all"] == ("ip-adapter", "lora")
+    assert found.standing(row).attacks == ("lora",)
+    assert (found.standing(row).missing, row.flags) == ((), ())
+    assert [each.reason for each in row.total.skipped] == ["no image encoder"]
+    nothing = board([gap("error", "out of memory")])
+    assert nothing.standing(nothing.rows[0]).protection is None
+
+
+def test_only_equal_track_base_and_protocol_share_a_board() -> None:
+    records = [record(), record("other"), record("other", track="photos"), record("other", base="sd15"), record() | {"margin": 0.3}]
+    records += [record() | {"protocol": {"guidance": 5.0, "options": {}}}, record(precision="fp16")]
+    found = boards([(Path(f"{i}.json"), each) for i, each in enumerate(records)])
+    assert sorted(len(each.rows) for each in found) == [1, 1, 1, 1, 1, 2]
+    assert [row.name for row in found[0].rows] == ["m", "other"]
+    same = boards([(Path(f"{i}.json"), record() | {"protocol": {"options": {"m": {"steps": i}}}}) for i in range(2)])
+    assert len(same) == 1  # defaults of methods are their own affair
+
+
+def test_threat_models_follow_from_the_stages_and_can_be_ranked_apart() -> None:
+    found = board(
+        [record("photos", leak=0.4, levels=8, allowed=8), record("weights", leak=0.2), record("none", leak=0.6), record("worse", leak=0.5)]
+    )
+    assert {row.name: row.threat_model for row in found.rows} == {
+        "photos": "image", "weights": "model", "worse": "model", "none": "none",
+    }  # fmt: skip
+    both = record("both", levels=8, allowed=8)
+    both["configs"]["attacked:personalize"]["model"] = "protect:0"
+    assert score(both).threat_model == "both"
+    ranks = {row.name: (found.standing(row).rank, found.standing(row).rank_within) for row in found.rows}
+    assert ranks["none"] == (None, None)
+    assert [ranks[name][0].place for name in ("weights", "photos", "worse")] == [1, 2, 3]
+    assert [ranks[name][1].place for name in ("weights", "photos", "worse")] == [1, 1, 2]
+    images = found.view(threat="image")
+    assert [(row.name, images.standing(row).rank and images.standing(row).rank.place) for row in images.rows] == [
+        ("photos", 1), ("none", None),
     ]  # fmt: skip
-    worst = lines[2].protection
-    assert worst is not None
-    assert worst.mean == pytest.approx((0.2 + 0.4) / 0.475 / 2)
-    assert lines[0].protection is not None
-    assert lines[0].protection.mean == pytest.approx((0.475 + 0.4) / 0.475 / 2)
+    with pytest.raises(UnknownNameError, match="did you mean 'image'"):
+        found.view(threat="images")
 
 
-def test_variants_of_a_method_are_lines_of_their_own() -> None:
-    records = [record(), record(options=[["m", [["steps", "9"]]]])]
-    assert {each.method for each in rank([score(r) for r in records])} == {"m", "m (m.steps=9)"}
+def test_variants_budgets_and_group_sizes_are_rows_of_their_own() -> None:
+    records = [
+        record(),
+        record(options=[["m", [["steps", "9"]]], ["other", [["steps", "1"]]]]),  # options of other methods of the run are not its own
+        record(group=["ada", "boris"]),
+        record("aspl", levels=8, allowed=8.0),
+        record("aspl", levels=8, allowed=8.0, budget=8.0, attack="jpeg+lora"),  # the same budget, asked for
+        record("aspl", levels=16, allowed=16.0, budget=16.0),
+        gap("error", "no", "aspl", "boris", budget=16.0),
+    ]
+    found = board(records)
+    assert {row.name for row in found.rows} == {"m", "m (steps=9)", "m, 2 together", "aspl at 8 levels", "aspl at 16 levels"}
+    assert found.row("m, 2 together").group_size == 2
+    assert set(found.row("aspl at 8 levels").entries) == {"lora", "jpeg+lora"}
+    assert len(found.row("aspl at 16 levels").total.failed) == 1
+    with pytest.raises(UnknownNameError, match="did you mean 'm'"):
+        found.row("mm")
 
 
-def test_flags() -> None:
-    judges = [{"metric": "identity:b", "set": "attacked", "index": 9, "value": 3.0, "error": ""}]
-    lines = rank([score(record("split", rows=judges)), score(record("void", control=0.2))])
-    flags = {each.method: each.flags for each in lines}
-    assert flags == {"split": ("judges disagree",), "void": ("void controls",)}
+def test_options_of_an_attack_belong_to_the_attack() -> None:
+    found = score(record(attack="jpeg(quality=50)+lora@identifier", options=[["lora", [["steps", "9"]]], ["jpeg", [["quality", "9"]]]]))
+    assert (found.attack, found.variant) == ("jpeg(quality=50)+lora(steps=9)@identifier", "")
 
 
-def test_page_escapes_what_comes_from_records(tmp_path) -> None:
-    scores = [score(record("<script>alert(1)</script>"))]
-    write_page(tmp_path / "a" / "index.html", rank(scores), scores, ["these are & not"])
-    text = (tmp_path / "a" / "index.html").read_text()
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
-    assert "&amp; not" in text
+def test_a_cell_that_was_run_twice_counts_once() -> None:
+    more = record(leak=0.2, bystanders=2, sets={f"bystander:omar:{label}": 0.5 for label in ("attacked", "control", "floor")})
+    found = board([record(leak=0.2, bystanders=1), more])
+    (each,) = found.rows[0].total.scores
+    assert set(each.bystanders) == {"petra", "omar"}
 
 
-def test_terminal_shows_every_line() -> None:
-    stream = StringIO()
-    print_leaderboard(Console(file=stream, width=200), rank([score(record())]), ["not SD numbers"])
-    assert "0.84" in stream.getvalue()
-    assert "not SD numbers" in stream.getvalue()
+def test_attack_sets_decide_what_the_worst_case_is_over() -> None:
+    records = [record("a", leak=0.2), record("a", attack="jpeg+lora", leak=0.5), record("b", leak=0.3)]
+    shared = board(records)
+    assert (shared.attack_set, shared.attack_sets["shared"]) == ("shared", ("lora",))
+    assert [row.name for row in shared.rows] == ["a", "b"]
+    everything = shared.view("all")
+    assert everything.standing(everything.row("b")).missing == ("jpeg+lora",)
+    assert everything.standing(everything.row("b")).rank is None
+    assert [flag.name for flag in everything.row("b").flags] == ["incomplete"]
+    standard = board(records, standard=("lora", "jpeg+lora"), strong=("lora", "jpeg+lora", "diffpure+lora"))
+    assert standard.attack_set == "standard"
+    with pytest.raises(UnknownNameError, match="did you mean 'strong'"):
+        standard.view("strang")
+
+
+def test_the_clean_control_under_each_attack_stands_on_the_board() -> None:
+    found = board([record("a"), record("b"), record("a", attack="jpeg+lora", control=0.3), record("a", "boris", control=0.8)])
+    plain, purified = found.controls["lora"], found.controls["jpeg+lora"]
+    assert plain.by_subject == {"ada": pytest.approx(0.6), "boris": pytest.approx(0.8)}
+    assert (plain.cells, plain.learned, purified.cells, purified.learned) == (2, 2, 1, 0)  # methods share their controls
+
+
+@pytest.mark.parametrize(
+    ("leak", "shares", "mode"),
+    [
+        (0.58, {}, "not stopped"),
+        (0.2, {"detected": (0.2, 1.0)}, "class gone"),
+        (0.2, {"detected": (0.9, 1.0), "alignment": (0.3, 0.9)}, "picture or prompt lost"),
+        (0.2, {"detected": (0.9, 1.0), "alignment": (0.8, 0.9)}, "identity lost"),
+    ],
+)
+def test_how_the_adversary_fails_is_a_word_beside_the_number(leak, shares, mode) -> None:
+    assert board([record(leak=leak, shares=shares)]).rows[0].total.failure_mode == mode
 
 
 def test_records_that_are_missing_or_broken_are_one_clear_error(tmp_path) -> None:

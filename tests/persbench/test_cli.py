@@ -40,14 +40,16 @@ def test_run_then_leaderboard(monkeypatch, capsys, tmp_path, tiny_epsilon) -> No
     code, again, err = call(monkeypatch, capsys, *words, "-q")
     assert (code, again, err) == (0, out, "")
     assert time.perf_counter() - began < 5
-    page = tmp_path / "site" / "index.html"
-    code, out, err = call(monkeypatch, capsys, "leaderboard", "--output", tmp_path, "--html", page)
+    board = tmp_path / "site" / "board.json"
+    code, out, err = call(monkeypatch, capsys, "leaderboard", "--output", tmp_path, "--export", board)
     assert code == 0, err
     assert "random-noise" in out
     assert "not Stable Diffusion numbers" in out
-    text = page.read_text()
-    assert text.count("<tr>") >= 6
-    assert "persguard-target" in text
+    found = {line["method"]: line["threat_model"] for line in json.loads(board.read_text())["measured"]}
+    assert found == {"persguard-target": "model", "random-noise": "image"}
+    code, out, err = call(monkeypatch, capsys, "compare", "persguard-target", "random-noise", "--output", tmp_path)
+    untrained = "no subject, attack and seed in common" in err  # a random model learns nobody: all cells are void
+    assert code == 0 or untrained, err
 
 
 def test_options_reach_the_plugin_that_has_them(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
@@ -73,6 +75,8 @@ def test_options_reach_the_plugin_that_has_them(monkeypatch, capsys, tmp_path, t
         (("run", "--method", "none", "--budget", "300"), "not between 0 and 255"),
         (("run", "--method", "none", "--precision", "int4"), "there are: fp32, fp16, bf16"),
         (("leaderboard", "--output", "nowhere"), "run something first"),
+        (("leaderboard", "--export", "board.xls"), "the suffix must be one of .csv, .json, .md, .parquet, .tex"),
+        (("compare", "aspl", "imma", "--output", "nowhere"), "run something first"),
         (("list", "method"), "did you mean 'methods'"),
     ],
 )
