@@ -89,7 +89,9 @@ class Site:
         self.low, self.high = max(low, -1.0), min(high, 1.5)
         counts = Counter(row.name for board in boards for row in board.rows)
         self.names = {
-            (board.key, row.name): slug(row.name if counts[row.name] == 1 else f"{row.name} {board.key}") for board in boards for row in board.rows
+            (board.key, row.name): slug(row.name if counts[row.name] == 1 else f"{row.name} {board.key}")
+            for board in boards
+            for row in board.rows
         }
         self.jinja = Environment(
             loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -152,9 +154,10 @@ class Site:
             for name in board.attack_sets:
                 for row in board.view(name).rows:
                     standing = row.standings[name]
+                    sets = [name, "default"] if name == board.attack_set else [name]
                     rows.append(
                         {
-                            "board": board, "row": row, "standing": standing, "sets": [name, "default"] if name == board.attack_set else [name],
+                            "board": board, "row": row, "standing": standing, "sets": sets,
                             "href": self.href(board, row), "base": base_name(board.base) or OWN_BASE, "weakest": weakest(standing),
                             "worst": row.entries.get(standing.weakest, row.total), "evidence": self.evidence(row),
                         }
@@ -195,7 +198,13 @@ class Site:
         found.append(("base", "Base model", [(base, base, base == (base_name(first.base) or OWN_BASE)) for base in bases]))
         if len(protocols) > len(tracks) * len(bases):
             found.append(("protocol", "Protocol", [("", "all", False), *((key, key, key == first.key) for key in protocols)]))
-        found.append(("set", "Attack set", [("default", f"default: {named(first.attack_set)}" if len(self.boards) == 1 else "default of the track", True)]))
+        found.append(
+            (
+                "set",
+                "Attack set",
+                [("default", f"default: {named(first.attack_set)}" if len(self.boards) == 1 else "default of the track", True)],
+            )
+        )
         found[-1][2].extend((name, named(name), False) for name in sets)
         found.append(("threat", "Threat model", [("", "all", True), *((key, LABELS[key], False) for key in threats)]))
         return found
@@ -266,7 +275,15 @@ class Site:
                 if rows:
                     drawn = bar_chart(((row.name, entry) for row, entry, _ in rows if row.method not in BASELINES), lowest_first=False)
                     control = board.controls.get(attack)
-                    sections.append({"board": board, "rows": rows, "bars": drawn, "control": control, "disclaimer": self.disclaimers.get(board.track, "")})
+                    sections.append(
+                        {
+                            "board": board,
+                            "rows": rows,
+                            "bars": drawn,
+                            "control": control,
+                            "disclaimer": self.disclaimers.get(board.track, ""),
+                        }
+                    )
             self.render("attack", self.attack_href(attack), attack=attack, parts=attack_parts(attack), sections=sections)
 
 
@@ -291,7 +308,13 @@ def grouped(rows: Iterable[Row]) -> list[dict[str, Any]]:
             methods.append(row.name)
             subjects.append(gap.subject)
     return [
-        {"status": status, "attack": attack, "reason": reason, "methods": list(dict.fromkeys(methods)), "subjects": list(dict.fromkeys(subjects))}
+        {
+            "status": status,
+            "attack": attack,
+            "reason": reason,
+            "methods": list(dict.fromkeys(methods)),
+            "subjects": list(dict.fromkeys(subjects)),
+        }
         for (status, attack, reason), (methods, subjects) in found.items()
     ]
 
@@ -340,7 +363,13 @@ def attack_parts(attack: str) -> list[tuple[str, str, str]]:
     found = []
     for index, part in enumerate([*parts, *([shift] if shift else [])]):
         name = part.partition("(")[0]
-        wanted = ["prompt_shifts"] if shift and index == len(parts) else ["personalizers"] if index == len(parts) - 1 else ["countermeasures", "tampers"]
+        wanted = (
+            ["prompt_shifts"]
+            if shift and index == len(parts)
+            else ["personalizers"]
+            if index == len(parts) - 1
+            else ["countermeasures", "tampers"]
+        )
         kind = next((each for each in wanted if name in registry.names(each)), wanted[0])
         text = registry.summary(kind, name) if name in registry.names(kind) else ""
         found.append((kinds[kind], part, text))
@@ -357,9 +386,9 @@ def write_site(
 ) -> Path:
     """Write the site of some boards into a folder and return its first page.
 
-    `output`: the folder of the runs, with their records and the store of their pictures. `disclaimers`: by track. `evidence`: "recomputed" or
-    "verified" by the names of submitted records; the others were measured here. An older site in the folder is replaced.
-    Raises PersbenchError when the folder holds anything else.
+    `output`: the folder of the runs, with their records and the store of their pictures. `disclaimers`: by track. `evidence`: "recomputed"
+    or "verified" by the names of submitted records; the others were measured here. An older site in the folder is replaced. Raises
+    PersbenchError when the folder holds anything else.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file())):
         raise PersbenchError(f"{folder} holds something other than a site; choose another folder with --site")

@@ -113,14 +113,15 @@ def gallery(row: Row, copier: Copier, track: str) -> tuple[list[Gallery], str]:
     found = []
     for subject in subjects[:SUBJECTS]:
         mine = [cells[subject, attack] for attack in attacks if (subject, attack) in cells]
-        sets = {
-            label: [copier.read("generate", each.pictures.get(label)) for each in mine] for label in ("control", "attacked")
-        }
+        sets = {label: [copier.read("generate", each.pictures.get(label)) for each in mine] for label in ("control", "attacked")}
         shown = [each for each in (*sets["attacked"], *sets["control"]) if each is not None]
         if not shown:
             continue
         rows = tuple(
-            (text, tuple(copier.cell(each, f"{subject}, {text} under {score.attack}") for each, score in zip(sets[label], mine, strict=True)))
+            (
+                text,
+                tuple(copier.cell(each, f"{subject}, {text} under {score.attack}") for each, score in zip(sets[label], mine, strict=True)),
+            )
             for label, text in (("control", "without protection"), ("attacked", f"with {row.name}"))
         )
         tables = [Table(f"What the adversary gets of {subject}", tuple(each.attack for each in mine), rows)]
