@@ -507,14 +507,14 @@ def _board(key: str, cells: _Cells, sets: Mapping[str, Sequence[str]]) -> Board:
     rows: dict[tuple[str, str, float | None, int], tuple[dict[tuple[str, str, int], Score], list[Gap]]] = defaultdict(lambda: ({}, []))
     for each, asked in cells.good:
         granted[each.method, each.variant, asked] = each.budget_levels
-        scores, _ = rows[each.method, each.variant, each.budget_levels, max(1, len(each.group))]
+        scores, _ = rows[each.method, each.variant, each.budget_levels, _size(each.method, each.group)]
         place = (each.attack, each.subject, each.seed)
         if place not in scores or len(each.bystanders) > len(scores[place].bystanders):  # run again with other bystanders
             scores[place] = each
     for gap, cell in cells.bad:
         method, variant, asked = cell["method"], variant_name(cell), cell["budget"]
         budget = granted.get((method, variant, asked), asked)
-        scores, missing = rows[method, variant, budget, max(1, len(cell.get("group") or ()))]
+        scores, missing = rows[method, variant, budget, _size(method, cell.get("group"))]
         if (gap.attack, gap.subject, gap.seed) not in scores:
             missing.append(gap)
     ran_under = {parts: {place[0] for place in scores} | {gap.attack for gap in missing} for parts, (scores, missing) in rows.items()}
@@ -540,6 +540,11 @@ def _board(key: str, cells: _Cells, sets: Mapping[str, Sequence[str]]) -> Board:
             _controls([each for each, _ in cells.good], ran),
         )
     )
+
+
+def _size(method: str, group: Sequence[str] | None) -> int:
+    """How many subjects one release protects; for a baseline it makes no difference."""
+    return 1 if method in BASELINES else max(1, len(group or ()))
 
 
 def _flagged(board: Board) -> Board:

@@ -57,7 +57,7 @@ def run_table(title: str, scores: Sequence[tuple[Result, Score | None]]) -> Tabl
         table.add_column(heading, justify="right", no_wrap=" " not in heading)
     for result, each in scores:
         if each is None:
-            table.add_row(result.cell.subject, "[red]error[/]", *[""] * 7)
+            table.add_row(result.cell.subject, "[yellow]skipped[/]" if result.skipped else "[red]error[/]", *[""] * 7)
             continue
         shares = [share for share in each.bystanders.values() if share is not None]
         held = "–" if each.protection is None else f"{number(each.protection)} {verdict(each.protection)}"
@@ -104,6 +104,9 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
     )
     for result, each in scores:
         cell = result.cell
+        if result.skipped:
+            console.print(f"[yellow]skipped:[/] {cell.method} · {cell.attack} · {cell.subject}: {escape(result.skipped)}", highlight=False)
+            continue
         for error in each.errors if each else (result.error,):
             console.print(
                 f"[red]error:[/] {cell.method} · {cell.attack} · {cell.subject}: {escape(error)}", highlight=False, soft_wrap=True

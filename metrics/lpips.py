@@ -46,7 +46,8 @@ def lpips_network() -> LPIPS:
     """The frozen network with the weights that ship in the package."""
     from safetensors.torch import load_file
 
-    network = LPIPS()
+    with torch.random.fork_rng():  # the initial weights are drawn, and thrown away
+        network = LPIPS()
     state = load_file(str(files(__package__).joinpath(WEIGHTS)))
     network.load_state_dict({name: value.float() for name, value in state.items()})
     return network.requires_grad_(False).eval()

@@ -145,9 +145,12 @@ class Tamper(Plugin, ABC):
     """What the adversary does to the released model before personalizing, or how much harder he trains; one of the two, or both."""
 
     changes_model: ClassVar[bool] = True
+    uses_class_pictures: ClassVar[bool] = False
 
     def tamper(self, model: DiffusionModel, adversary: Adversary, rng: torch.Generator) -> DiffusionModel:
-        """The model that is personalized; `model` stays as it is. Not called unless `changes_model`."""
+        """The model that is personalized; `model` stays as it is. Not called unless `changes_model`.
+
+        `adversary.clean_photos` is empty here: a tampered model is shared by all subjects."""
         return model
 
     def train(self, config: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import inspect
+import importlib.util
 import platform
 import resource
 import subprocess
@@ -55,18 +56,56 @@ def environment() -> dict[str, Any]:
     }
 
 
+# What says nothing about a plug-in's numbers, or has a digest of its own in the keys.
+NOT_FOLLOWED = (
+    "persbench.cli persbench.contracts persbench.errors persbench.pictures persbench.pipeline persbench.progress persbench.provenance"
+    " persbench.registry persbench.tracks"
+).split()
+
+
 @cache
 def source_digest(plugin: type) -> str:
-    """SHA-256 over the source files that define a plug-in class and its parents, contracts left out.
+    """SHA-256 over the code of a class, its parents, and the modules of persbench and of its own package that they import.
 
-    Read once in a process: files that are edited while it runs are not what it has loaded.
+    Comments and docstrings do not count. Read once in a process: files that are edited while it runs are not what it has loaded.
     """
-    digest = hashlib.sha256()
-    for cls in plugin.__mro__:
-        if cls.__module__ in {"builtins", "abc", "persbench.contracts", "persbench.tracks.base"}:
+    waiting = {cls.__module__ for cls in plugin.__mro__} - {"builtins", "abc"}
+    packages = {"persbench", plugin.__module__.partition(".")[0]}
+    found: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.partition(".")[0] not in packages or any(f"{name}.".startswith(f"{no}.") for no in NOT_FOLLOWED):
             continue
-        digest.update(Path(inspect.getfile(cls)).read_bytes())
-    return digest.hexdigest()[:16]
+        found[name], imported = _code(name)
+        waiting |= set(imported)
+    return hashlib.sha256("\0".join(f"{name} {code}" for name, code in sorted(found.items())).encode()).hexdigest()[:16]
+
+
+@cache
+def _code(module: str) -> tuple[str, tuple[str, ...]]:
+    """A module's code without comments and docstrings, and what it imports (modules, or names that may be modules)."""
+    spec = importlib.util.find_spec(module) if _is_module(module) else None
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return "", ()
+    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
+    imported: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            imported += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree), tuple(imported)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a name in a module, not a module
+        return False
 
 
 def _peak_kibibytes() -> int:

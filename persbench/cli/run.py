@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from persbench import registry
-from persbench.errors import PersbenchError, UnknownNameError
+from persbench.errors import PersbenchError, SkippedCell, UnknownNameError
 
 if TYPE_CHECKING:
     from persbench.pipeline.spec import Cell, RunSpec
@@ -22,10 +22,11 @@ OUTPUT = Path("persbench-runs")
 
 def run(
     method: Annotated[list[str], typer.Option(help="Protection, by name; repeat for several, or 'all'.")],
-    attack: Annotated[list[str], typer.Option(help="Attack, as in jpeg+lora@identifier; repeat for several.")] = ["lora"],  # noqa: B006
+    attack: Annotated[list[str], typer.Option(help="Attack (jpeg+lora@identifier) or set (standard, strong); repeat.")] = ["lora"],  # noqa: B006
     track: Annotated[str, typer.Option(help="Track: subjects, prompts, judges, protocol.")] = "avatars",
     base: Annotated[str, typer.Option(help="Folder of a diffusers pipeline; the track's own base model if left out.")] = "",
     subjects: Annotated[str, typer.Option(help="A list of the track (quick, all), or names separated by commas.")] = "quick",
+    together: Annotated[int, typer.Option(help="How many subjects one release protects at once.")] = 1,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     budget: Annotated[float | None, typer.Option(help="One budget for all image-level methods, in 8-bit levels.")] = None,
     bystanders: Annotated[int | None, typer.Option(help="Bystanders to watch for each subject; as the track says if left out.")] = None,
@@ -42,7 +43,7 @@ def run(
     """Run protections against attacks and print how well they held."""
     from rich.console import Console
 
-    spec = specify(method, attack, track, base, subjects, seeds, budget, bystanders, option, precision, device)
+    spec = specify(method, attack, track, base, subjects, together, seeds, budget, bystanders, option, precision, device)
     console = Console(stderr=True)
     warnings.showwarning = lambda message, category, *_: (
         None if category is not UserWarning else console.print(f"[yellow]warning:[/] {message}", highlight=False)
@@ -63,6 +64,7 @@ class Result:
     record: dict[str, Any] | None
     path: Path | None
     error: str = ""
+    skipped: str = ""
 
 
 def specify(
@@ -71,6 +73,7 @@ def specify(
     track: str,
     base: str,
     subjects: str,
+    together: int,
     seeds: str,
     budget: float | None,
     bystanders: int | None,
@@ -90,8 +93,9 @@ def specify(
         raise PersbenchError(f"budget {budget:g} is not between 0 and 255 levels")
     from persbench.pipeline.spec import Attack, RunSpec
 
-    parsed = [Attack.parse(text) for text in attacks]
     known = registry.load("tracks", track)()
+    sets = known.attack_sets()
+    parsed = [Attack.parse(each) for text in attacks for each in sets.get(text, (text,))]
     lists = known.subject_lists()
     chosen = lists[subjects] if subjects in lists else tuple(name.strip() for name in subjects.split(",") if name.strip())
     protected = lists["all"]
@@ -102,6 +106,8 @@ def specify(
         numbers = tuple(int(seed) for seed in seeds.split(","))
     except ValueError:
         raise PersbenchError(f"seeds {seeds!r} are not whole numbers separated by commas") from None
+    if not 1 <= together <= len(chosen):
+        raise PersbenchError(f"--together {together} is not between 1 and the {len(chosen)} subjects of this run")
     if bystanders is None and subjects == "quick":
         bystanders = known.protocol.quick_bystanders
     given = assign_options(options, methods, parsed)
@@ -112,6 +118,7 @@ def specify(
         chosen,
         numbers,
         base,
+        together,
         budget,
         bystanders,
         precision,
@@ -126,8 +133,7 @@ def assign_options(options: list[str], methods: list[str], attacks: list[Any]) -
         return {}
     parts = {("methods", name) for name in methods}
     for attack in attacks:
-        parts |= {("personalizers", attack.personalizer.name)} | {("countermeasures", p.name) for p in attack.countermeasures}
-        parts |= {("prompt_shifts", attack.prompt_shift.name)} if attack.prompt_shift else set()
+        parts |= {(kind, part.name) for kind, part in attack.parts()}
     known = {(kind, name): registry.option_names(kind, name) for kind, name in sorted(parts)}
     given: dict[str, dict[str, str]] = defaultdict(dict)
     for text in options:
@@ -169,17 +175,24 @@ def execute(spec: RunSpec, output: Path, console: Any, quiet: bool, why: bool, d
     with reporting(console, quiet, why) as report:
         for number, cell in enumerate(cells):
             report.cell(number, len(cells), f"{cell.method} · {cell.attack} · {cell.subject}")
+            path = output / "records" / f"{digest(asdict(cell))[:16]}.json"
             try:
-                node = pipeline.plan(cell)
-                artefact = node.run(store)
+                artefact = pipeline.plan(cell).run(store)
                 text = artefact.path("record.json").read_text("utf-8")
-                path = output / "records" / f"{digest(node.content['cell'])[:16]}.json"
-                if not path.exists() or path.read_text("utf-8") != text:
-                    write_atomically(path, text)
-                results.append(Result(cell, json.loads(text) | {"sheet": str(artefact.path("pictures.png"))}, path))
+                result = Result(cell, json.loads(text) | {"sheet": str(artefact.path("pictures.png"))}, path)
+            except SkippedCell as reason:
+                text, result = no_record(cell, "skipped", str(reason)), Result(cell, None, path, skipped=str(reason))
             except PersbenchError as error:
                 if debug:
                     raise
-                results.append(Result(cell, None, None, str(error)))
+                text, result = no_record(cell, "error", str(error)), Result(cell, None, path, error=str(error))
+            if not path.exists() or path.read_text("utf-8") != text:
+                write_atomically(path, text)
+            results.append(result)
         report.cell(len(cells), len(cells), "done")
     return results
+
+
+def no_record(cell: Cell, status: str, reason: str) -> str:
+    """What stands in a cell's place on the leaderboard when there is nothing to score: "skipped" or "error", and why."""
+    return json.dumps({"cell": asdict(cell), "status": status, "reason": reason, "rows": []}, indent=1, sort_keys=True)

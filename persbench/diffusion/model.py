@@ -124,16 +124,22 @@ class DiffusionModel:
 
     def encode(self, photos: torch.Tensor, rng: torch.Generator | None = None) -> torch.Tensor:
         """Scaled latents (N, C, h, w) of photos (N, 3, H, W) in [0, 1]; a sample with `rng`, the mean without. Differentiable."""
-        with self.autocast():
-            posterior = self.vae.encode(photos.to(self.device) * 2 - 1).latent_dist
-        latents = posterior.mean if rng is None else posterior.mean + posterior.std * self.noise(posterior.mean.shape, rng)
-        return latents.float() * self.vae.config.scaling_factor
+        mean, log_variance = self.posterior(photos)
+        latents = mean if rng is None else mean + torch.exp(0.5 * log_variance) * self.noise(mean.shape, rng)
+        return latents * self.vae.config.scaling_factor
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Photos (N, 3, H, W) in [0, 1] of scaled latents."""
+    def posterior(self, photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance (N, C, h, w), not scaled, of the encoder's Gaussian over latents. Differentiable."""
+        with self.autocast():
+            found = self.vae.encode(photos.to(self.device) * 2 - 1).latent_dist
+        return found.mean.float(), found.logvar.float()
+
+    def decode(self, latents: torch.Tensor, clamp: bool = True) -> torch.Tensor:
+        """Photos (N, 3, H, W) in [0, 1] of scaled latents; without `clamp` they may leave the range, but have a gradient there."""
         with self.autocast():
             decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+        photos = decoded.float() / 2 + 0.5
+        return photos.clamp(0, 1) if clamp else photos
 
     # --- diffusion
 
@@ -160,18 +166,32 @@ class DiffusionModel:
         with self.autocast():
             return self.unet(noisy, timesteps, states, return_dict=False)[0].float()
 
+    @property
+    def predicts_noise(self) -> bool:
+        """Whether the network predicts noise; otherwise velocity. Raises PersbenchError when it is neither."""
+        kind = self.schedule.config.prediction_type
+        if kind not in ("epsilon", "v_prediction"):
+            raise PersbenchError(f"prediction type {kind!r} is not supported; epsilon and v_prediction are")
+        return kind == "epsilon"
+
+    def predicted_noise(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """The noise that the network sees in noisy latents, whatever it predicts."""
+        predicted = self.predict(noisy, timesteps, states)
+        if self.predicts_noise:
+            return predicted
+        signal = self.schedule.alphas_cumprod.to(noisy.device)[timesteps].view(-1, 1, 1, 1)
+        return signal.sqrt() * predicted + (1 - signal).sqrt() * noisy
+
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the network should predict."""
-        kind = self.schedule.config.prediction_type
-        if kind == "epsilon":
-            return noise
-        if kind == "v_prediction":
-            return self.schedule.get_velocity(latents, noise, timesteps)
-        raise PersbenchError(f"prediction type {kind!r} is not supported; epsilon and v_prediction are")
+        return noise if self.predicts_noise else self.schedule.get_velocity(latents, noise, timesteps)
 
-    def loss(self, latents: torch.Tensor, states: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-        """The denoising loss of each row, (N,), at random timesteps and noise: what personalizers minimise."""
-        noise, timesteps = self.noise(latents.shape, rng), self.timesteps(len(latents), rng)
+    def loss(
+        self, latents: torch.Tensor, states: torch.Tensor, rng: torch.Generator, timesteps: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The denoising loss of each row, (N,), at random noise and timesteps (or these): what personalizers minimise."""
+        noise = self.noise(latents.shape, rng)
+        timesteps = self.timesteps(len(latents), rng) if timesteps is None else timesteps
         predicted = self.predict(self.add_noise(latents, noise, timesteps), timesteps, states)
         return (predicted - self.target(latents, noise, timesteps)).square().mean(dim=(1, 2, 3))
 

@@ -40,15 +40,21 @@ def finetune(
         if decay:
             for group, initial in zip(optimizer.param_groups, initials, strict=True):
                 group["lr"] = initial * (1 - step / steps)
-        value = loss(step)
-        if not torch.isfinite(value):
-            raise PersbenchError(f"{description}: the loss is {value.item()} at step {step}; lower the rate")
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(value).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(trained, clip)
-        scaler.step(optimizer)
-        scaler.update()
+        descend(optimizer, loss(step), scaler, f"{description}, step {step}", clip)
     for parameter in trained:
         parameter.requires_grad_(False)
         parameter.grad = None
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, scaler: torch.amp.GradScaler, description: str, clip: float = 1.0
+) -> None:
+    """One step of `optimizer` down the scalar `loss`, the gradient clipped to a norm. Raises PersbenchError when it is not finite."""
+    if not torch.isfinite(loss):
+        raise PersbenchError(f"{description}: the loss is {loss.item()}; lower the rate")
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], clip)
+    scaler.step(optimizer)
+    scaler.update()

@@ -39,9 +39,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Attack:
-    """Countermeasures, then one personalizer, then a prompt shift: `jpeg+lora@identifier`."""
+    """What is done to photos and model, then one personalizer, then a prompt shift: `jpeg+weight-merge+lora@identifier`."""
 
     countermeasures: tuple[Part, ...]
+    tampers: tuple[Part, ...]
     personalizer: Part
     prompt_shift: Part | None
 
@@ -49,22 +50,33 @@ class Attack:
     def parse(cls, text: str) -> Attack:
         """Read an attack and check its names. Raises UnknownNameError or PersbenchError."""
         before, at, shift = text.partition("@")
-        parts = [Part.parse(part) for part in re.split(r"\+(?![^()]*\))", before)]
-        attack = cls(tuple(parts[:-1]), parts[-1], Part.parse(shift) if at else None)
-        for part in attack.countermeasures:
-            registry.check("countermeasures", part.name)
-        if attack.personalizer.name not in registry.names("personalizers"):
-            hint = ""
-            if attack.personalizer.name in registry.names("countermeasures"):
-                hint = f"; {attack.personalizer.name!r} is a countermeasure: write {text}+lora"
-                raise UnknownNameError(f"attack {text!r} ends without a personalizer{hint}")
-            registry.check("personalizers", attack.personalizer.name)
-        if attack.prompt_shift:
-            registry.check("prompt_shifts", attack.prompt_shift.name)
-        return attack
+        *first, personalizer = (Part.parse(part) for part in re.split(r"\+(?![^()]*\))", before))
+        kinds: dict[str, list[Part]] = {"countermeasures": [], "tampers": []}
+        for part in first:
+            kind = next((kind for kind in kinds if part.name in registry.names(kind)), None)
+            if kind is None:
+                known = [name for kind in kinds for name in registry.names(kind)]
+                raise UnknownNameError(f"unknown countermeasure {part.name!r}; {registry.nearest(part.name, known)}")
+            kinds[kind].append(part)
+        if personalizer.name not in registry.names("personalizers"):
+            for kind in kinds:
+                if personalizer.name in registry.names(kind):
+                    hint = f"{personalizer.name!r} is a {kind[:-1]}: write {before}+lora{at}{shift}"
+                    raise UnknownNameError(f"attack {text!r} ends without a personalizer; {hint}")
+            registry.check("personalizers", personalizer.name)
+        found = cls(tuple(kinds["countermeasures"]), tuple(kinds["tampers"]), personalizer, Part.parse(shift) if at else None)
+        if found.prompt_shift:
+            registry.check("prompt_shifts", found.prompt_shift.name)
+        return found
+
+    def parts(self) -> list[tuple[str, Part]]:
+        """Its parts with the kinds of plug-in that they are, in the order in which they are written."""
+        found = [("countermeasures", part) for part in self.countermeasures] + [("tampers", part) for part in self.tampers]
+        found.append(("personalizers", self.personalizer))
+        return found + ([("prompt_shifts", self.prompt_shift)] if self.prompt_shift else [])
 
     def __str__(self) -> str:
-        chain = "+".join(map(str, (*self.countermeasures, self.personalizer)))
+        chain = "+".join(map(str, (*self.countermeasures, *self.tampers, self.personalizer)))
         return chain + (f"@{self.prompt_shift}" if self.prompt_shift else "")
 
 
@@ -78,6 +90,7 @@ class Cell:
     attack: str
     subject: str
     seed: int
+    group: tuple[str, ...] = ()  # subjects that one release protects at once, this one among them; (): this one alone
     budget: float | None = None  # 8-bit levels; None: the method's own, or the track's
     bystanders: int | None = None  # how many are watched; None: as the track's protocol says
     precision: str = "fp32"
@@ -99,6 +112,7 @@ class RunSpec:
     subjects: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     base: str = ""
+    together: int = 1  # how many subjects one release protects at once, in the order of `subjects`
     budget: float | None = None
     bystanders: int | None = None
     precision: str = "fp32"
@@ -115,6 +129,7 @@ class RunSpec:
                 attack,
                 subject,
                 seed,
+                group,
                 self.budget,
                 self.bystanders,
                 self.precision,
@@ -122,10 +137,15 @@ class RunSpec:
                 self.options,
             )
             for seed in self.seeds
-            for subject in self.subjects
+            for subject, group in self._groups()
             for attack in self.attacks
             for method in self.methods
         ]
+
+    def _groups(self) -> list[tuple[str, tuple[str, ...]]]:
+        size = self.together
+        parts = [self.subjects[first : first + size] for first in range(0, len(self.subjects), size)]
+        return [(subject, part if len(part) > 1 else ()) for part in parts for subject in part]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for records."""

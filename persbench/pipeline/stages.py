@@ -1,4 +1,4 @@
-"""The stages of a cell: protect -> counter -> personalize -> generate -> score -> record.
+"""The stages of a cell: protect -> counter, tamper -> personalize -> generate -> score -> record.
 
 `plan` turns a cell into nodes without running anything: a node's key is known from names, configurations, digests and seeds alone.
 Running a node runs what it needs and no more; nodes with equal keys are one artefact, whoever asks.
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persbench import pictures, registry
-from persbench.contracts import Budget, Evidence, Method, Metric, PictureSet, Row, Subject, Words
-from persbench.errors import PersbenchError
+from persbench.contracts import Adversary, Budget, Evidence, Method, Metric, Personalizer, PictureSet, Row, Subject, Tamper, Words
+from persbench.errors import PersbenchError, SkippedCell
 from persbench.progress import reporter
 from persbench.provenance import cost, environment, source_digest
 from persbench.tracks.base import Track, TrackSubject
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from persbench.diffusion import DiffusionModel
 
 # Raise a stage's number when its meaning changes: old artefacts are then left alone and made again.
-FORMATS = {"protect": 1, "counter": 1, "personalize": 1, "generate": 1, "score": 1, "record": 1}
+FORMATS = {"protect": 1, "counter": 1, "tamper": 1, "personalize": 1, "generate": 1, "score": 1, "record": 1}
 WEIGHTS, ROWS = "weights.safetensors", "rows.json"
 MODELS_KEPT = 3
 
@@ -132,7 +132,11 @@ class Pipeline:
 
     def _plugin(self, kind: str, name: str, cell: Cell, written: Mapping[str, str] | None = None) -> Any:
         options = {**self.track.protocol.options.get(name, {}), **cell.options_of(name), **(written or {})}
-        return registry.configure(name, registry.load(kind, name), options)
+        plugin = registry.configure(name, registry.load(kind, name), options)
+        reason = plugin.missing(self.base_folder)
+        if reason:
+            raise SkippedCell(f"{name} is not available: {reason}")
+        return plugin
 
     @staticmethod
     def _identity(name: str, plugin: Any) -> dict[str, Any]:
@@ -193,12 +197,12 @@ class Pipeline:
         method: Method = self._plugin("methods", cell.method, cell)
         if not method.changes:
             return published, base, None
-        words = self.track.words(subject)
+        group = [self.track.subject(name) for name in cell.group or (subject.name,)]
         levels = cell.budget if cell.budget is not None else getattr(method.config, "budget_levels", None)
         budget = Budget(levels if levels is not None else self.track.protocol.budget_levels)
         parts = {
             "method": self._identity(cell.method, method),
-            "subjects": [{"name": subject.name, "photos": published.id, "words": asdict(words)}],
+            "subjects": [{"name": s.name, "photos": self.published(s).id, "words": asdict(self.track.words(s))} for s in group],
             "language": asdict(self.track.language),
             "base": self.base_digest,
             "budget_levels": budget.levels if "photos" in method.changes else None,
@@ -207,21 +211,24 @@ class Pipeline:
         }
 
         def build(folder: Path) -> None:
-            given = Subject(subject.name, pictures.read(subject.published, self.size), words, self.track.language)
-            self.base.identifier_tokens(words.identifier, words.instance_prompt)
-            rng = torch.Generator().manual_seed(seed_of("protect", cell.method, subject.name, cell.seed))
-            release = method.protect([given], self.base, budget, rng)
+            given = [Subject(s.name, pictures.read(s.published, self.size), self.track.words(s), self.track.language) for s in group]
+            for each in given:
+                self.base.identifier_tokens(each.words.identifier, each.words.instance_prompt)
+            rng = torch.Generator().manual_seed(seed_of("protect", cell.method, *(s.name for s in group), cell.seed))
+            release = method.protect(given, self.base, budget, rng)
             if "photos" in method.changes:
-                photos = release.photos.get(subject.name)
-                check_photos(cell.method, given.photos, photos, budget)
-                assert photos is not None
-                pictures.save(photos, folder, subject.name)
+                for each in given:
+                    photos = release.photos.get(each.name)
+                    check_photos(cell.method, each.photos, photos, budget)
+                    assert photos is not None
+                    pictures.save(photos, folder, each.name)
             if "model" in method.changes:
                 if release.model is None:
                     raise PersbenchError(f"{cell.method} says that it changes the model and released none")
                 save_weights(release.model, self.base, folder, cell.method)
 
-        node = Node("protect", f"protect {subject.name} with {cell.method}", parts, build)
+        names = " and ".join(s.name for s in group) if len(group) < 3 else f"{len(group)} subjects"
+        node = Node("protect", f"protect {names} with {cell.method}", parts, build)
         return (
             Ref(f"protect:{node.key}", node) if "photos" in method.changes else published,
             Ref(f"protect:{node.key}", node) if "model" in method.changes else base,
@@ -232,12 +239,35 @@ class Pipeline:
         """The photos of a subject before any protection."""
         return Ref(f"published:{self._photos_digest(subject.published)}", None)
 
+    def class_pictures(self, cell: Cell, noun: str) -> Node:
+        """Pictures of a class by the public model, once for a base model."""
+        words = Words("", noun, self.track.protocol.template)
+        prompts = (words.class_prompt,) * self.track.protocol.class_pictures
+        base = Ref(f"base:{self.base_digest}", None)
+        return self.generate(replace(cell, seed=0), f"generate class pictures {noun}", base, prompts, f"class:{noun}")
+
+    def adversary(self, cell: Cell, subject: TrackSubject | None) -> Adversary:
+        """What the adversary has besides the release; nothing of a subject for what all subjects share."""
+
+        def drawn(noun: str) -> torch.Tensor:
+            return pictures.read(sorted(self.class_pictures(cell, noun).run(self.store).folder.glob("*.png")))
+
+        clean = pictures.read(subject.spares, self.size) if subject else torch.empty(0, 3, self.size, self.size)
+        return Adversary(self.base, clean, self.track.language, drawn)
+
+    def _means(self, cell: Cell, plugin: Tamper | Personalizer) -> tuple[Node, ...]:
+        """The class pictures that a part of an attack needs, so that they are there before it."""
+        if not plugin.uses_class_pictures:
+            return ()
+        return tuple(self.class_pictures(cell, noun) for noun in self.track.language.class_nouns)
+
     def counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
         """The photos after a countermeasure."""
         plugin = self._plugin("countermeasures", part.name, cell, dict(part.options))
         parts = {
             "countermeasure": self._identity(part.name, plugin),
             "photos": photos.id,
+            "clean_photos": self._photos_digest(subject.spares),
             "subject": subject.name,
             "base": self.base_digest,
             "seed": cell.seed,
@@ -247,7 +277,7 @@ class Pipeline:
         def build(folder: Path) -> None:
             given = self.photos(photos, subject)
             rng = torch.Generator().manual_seed(seed_of("counter", part, subject.name, cell.seed))
-            result = plugin.apply(given, self.base, rng)
+            result = plugin.apply(given, self.adversary(cell, subject), rng)
             if result.shape != given.shape or not torch.isfinite(result).all():
                 raise PersbenchError(f"{part.name} must return finite photos of shape {tuple(given.shape)}")
             pictures.save(result, folder, subject.name)
@@ -256,20 +286,49 @@ class Pipeline:
         node = Node("counter", f"{part} on photos of {subject.name}", parts, build, needs)
         return Ref(f"counter:{node.key}", node)
 
+    def tamper(self, cell: Cell, part: Part, model: Ref) -> Ref:
+        """The model after the adversary tampered with it; the same for all subjects."""
+        plugin: Tamper = self._plugin("tampers", part.name, cell, dict(part.options))
+        if not plugin.changes_model:
+            return model
+        means = self._means(cell, plugin)
+        parts = {
+            "tamper": self._identity(part.name, plugin),
+            "model": model.id,
+            "class_pictures": [node.key for node in means],
+            "base": self.base_digest,
+            "seed": cell.seed,
+            **self._runtime(),
+        }
+
+        def build(folder: Path) -> None:
+            rng = torch.Generator().manual_seed(seed_of("tamper", part, cell.seed))
+            save_weights(plugin.tamper(self.model(model), self.adversary(cell, None), rng), self.base, folder, part.name)
+
+        needs = ((model.node,) if model.node else ()) + means
+        node = Node("tamper", f"{part} on the released model", parts, build, needs)
+        return Ref(f"tamper:{node.key}", node)
+
     def personalize(self, cell: Cell, attack: Attack, photos: Ref, model: Ref, subject: TrackSubject) -> tuple[Ref, Words]:
         """The model that has learned the photos, and the words that the adversary used."""
-        words = self.track.words(subject)
+        words, language = self.track.words(subject), self.track.language
         if attack.prompt_shift:
             shift = self._plugin("prompt_shifts", attack.prompt_shift.name, cell, dict(attack.prompt_shift.options))
-            words = shift.shift(words, self.track.language)
-        personalizer = self._plugin("personalizers", attack.personalizer.name, cell, dict(attack.personalizer.options))
-        if not getattr(personalizer, "trains", True):
+            words = shift.shift(words, language)
+        personalizer: Personalizer = self._plugin("personalizers", attack.personalizer.name, cell, dict(attack.personalizer.options))
+        if not personalizer.trains:
             return model, replace(words, identifier="")
+        for part in attack.tampers:
+            tamper: Tamper = self._plugin("tampers", part.name, cell, dict(part.options))
+            personalizer = type(personalizer)(tamper.train(personalizer.config))
+        words = personalizer.words(words, language)
+        means = self._means(cell, personalizer)
         parts = {
             "personalizer": self._identity(attack.personalizer.name, personalizer),
             "words": asdict(words),
             "photos": photos.id,
             "model": model.id,
+            "class_pictures": [node.key for node in means],
             "base": self.base_digest,
             "seed": cell.seed,
             **self._runtime(),
@@ -280,16 +339,18 @@ class Pipeline:
             ids = start.identifier_tokens(words.identifier, words.instance_prompt)
             # The same noise and order for every release, so that a method is compared with its own control.
             rng = torch.Generator().manual_seed(seed_of("personalize", attack.personalizer, subject.name, cell.seed))
-            result = personalizer.personalize(self.photos(photos, subject), words, start, rng)
+            result = personalizer.personalize(self.photos(photos, subject), words, start, self.adversary(cell, subject), rng)
             save_weights(result, self.base, folder, attack.personalizer.name)
             return {"identifier_tokens": ids}
 
-        needs = tuple(ref.node for ref in (photos, model) if ref.node)
+        needs = tuple(ref.node for ref in (photos, model) if ref.node) + means
         node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs)
         return Ref(f"personalize:{node.key}", node), words
 
     def generate(self, cell: Cell, title: str, model: Ref, prompts: Sequence[str], noise: str) -> Node:
         """Pictures of prompts; sets with the same `noise` name start from the same noise."""
+        from persbench.diffusion import DiffusionModel
+
         protocol = self.track.protocol
         parts = {
             "model": model.id,
@@ -298,6 +359,7 @@ class Pipeline:
             "guidance": protocol.guidance,
             "noise": noise,
             "seed": cell.seed,
+            "source": source_digest(DiffusionModel),
             **self._runtime(),
         }
 
@@ -314,7 +376,8 @@ class Pipeline:
         """The evaluation prompts for the words of an adversary; without identifier those of the class."""
         protocol = self.track.protocol
         phrase = f"{words.identifier} {words.class_noun}" if words.identifier else f"a {words.class_noun}"
-        return tuple(p.format(phrase) for p in protocol.prompts for _ in range(protocol.pictures_per_prompt))
+        asked = [p.replace(protocol.template, words.template, 1) if p.startswith(protocol.template) else p for p in protocol.prompts]
+        return tuple(p.format(phrase) for p in asked for _ in range(protocol.pictures_per_prompt))
 
     def plan(self, cell: Cell) -> Node:
         """The record node of a cell; everything else hangs below it. Raises PersbenchError for what cannot be planned."""
@@ -330,6 +393,10 @@ class Pipeline:
                 photos = self.counter(cell, part, photos, target)
                 if photos.node:
                     stages[f"{label}:{part}"] = photos.node
+            for part in attack.tampers:
+                model = self.tamper(cell, part, model)
+                if model.node and model.node.stage == "tamper":
+                    stages[f"{label}:{part}"] = model.node
             tuned, words = self.personalize(cell, attack, photos, model, target)
             if tuned.node:
                 stages[f"{label}:personalize"] = tuned.node
@@ -421,9 +488,14 @@ class Pipeline:
                     rows += json.loads(node.run(self.store).path(ROWS).read_text("utf-8"))
                 except StageError as error:  # a metric that fails is an error row, never a score
                     rows.append(asdict(Row(name, "", 0, None, str(error))))
+            tokens = {}
             for label, node in stages.items():
-                spent[label] = {"key": node.key, **node.run(self.store).manifest["cost"]}
+                manifest = node.run(self.store).manifest
+                spent[label] = {"key": node.key, **manifest["cost"]}
+                if "identifier_tokens" in manifest:
+                    tokens[label] = manifest["identifier_tokens"]
             record = {
+                "status": "ok",
                 "cell": asdict(cell),
                 "attack": asdict(attack),
                 "base_digest": self.base_digest,
@@ -433,6 +505,7 @@ class Pipeline:
                 "configs": {n: p.parts for n, p in stages.items()},
                 "stages": spent,
                 "pictures": {label: node.key for label, (node, *_) in sets.items()},
+                "identifier_tokens": tokens,
                 "rows": rows,
                 "provenance": environment(),
             }

@@ -147,13 +147,14 @@ def test_variants_budgets_and_group_sizes_are_rows_of_their_own() -> None:
         record(),
         record(options=[["m", [["steps", "9"]]], ["other", [["steps", "1"]]]]),  # options of other methods of the run are not its own
         record(group=["ada", "boris"]),
+        record("none", group=["ada", "boris"]),
         record("aspl", levels=8, allowed=8.0),
         record("aspl", levels=8, allowed=8.0, budget=8.0, attack="jpeg+lora"),  # the same budget, asked for
         record("aspl", levels=16, allowed=16.0, budget=16.0),
         gap("error", "no", "aspl", "boris", budget=16.0),
     ]
     found = board(records)
-    assert {row.name for row in found.rows} == {"m", "m (steps=9)", "m, 2 together", "aspl at 8 levels", "aspl at 16 levels"}
+    assert {row.name for row in found.rows} == {"none", "m", "m (steps=9)", "m, 2 together", "aspl at 8 levels", "aspl at 16 levels"}
     assert found.row("m, 2 together").group_size == 2
     assert set(found.row("aspl at 8 levels").entries) == {"lora", "jpeg+lora"}
     assert len(found.row("aspl at 16 levels").total.failed) == 1

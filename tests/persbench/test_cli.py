@@ -115,7 +115,9 @@ def test_a_failing_cell_does_not_stop_the_others(monkeypatch, capsys, tmp_path, 
     code, out, _ = call(monkeypatch, capsys, *words)
     assert code == 0
     assert "out of luck" in out
-    assert len(list((tmp_path / "records").glob("*.json"))) == 1
+    records = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("*.json")]
+    assert {record["cell"]["method"]: record["status"] for record in records} == {"raises": "error", "none": "ok"}
+    assert "out of luck" in next(record["reason"] for record in records if record["status"] == "error")
 
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path) -> None:

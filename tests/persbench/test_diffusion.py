@@ -126,3 +126,22 @@ def test_the_digest_of_a_folder_changes_with_its_weights(tiny_epsilon, tmp_path)
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert folder_digest(copy) != folder_digest(tiny_epsilon)
+
+
+def test_predicted_noise_of_a_network_that_is_right_is_the_noise(tiny_base, monkeypatch) -> None:
+    model, rng = DiffusionModel.load(tiny_base), torch.Generator().manual_seed(0)
+    latents, noise = (model.noise((2, 4, 8, 8), rng) for _ in range(2))
+    timesteps = torch.tensor([300, 700])
+    monkeypatch.setattr(model, "predict", lambda noisy, timesteps, states: model.target(latents, noise, timesteps))
+    noisy = model.add_noise(latents, noise, timesteps)
+    assert torch.allclose(model.predicted_noise(noisy, timesteps, torch.zeros(2, 1, 1)), noise, atol=1e-5)
+
+
+def test_posterior_and_decoding_beyond_the_range(tiny_epsilon) -> None:
+    model, rng = DiffusionModel.load(tiny_epsilon), torch.Generator().manual_seed(0)
+    photos = torch.rand(1, 3, 32, 32, generator=rng)
+    found, (mean, log_variance) = model.vae.encode(photos * 2 - 1).latent_dist, model.posterior(photos)
+    assert torch.equal(mean, found.mean) and torch.equal(log_variance, found.logvar)
+    assert torch.equal(model.encode(photos), found.mean * model.vae.config.scaling_factor)
+    free = model.decode(100 * mean, clamp=False)
+    assert free.min() < 0 and torch.equal(free.clamp(0, 1), model.decode(100 * mean))

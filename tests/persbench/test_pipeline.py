@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from persbench.errors import PersbenchError
+from persbench.contracts import Words
+from persbench.errors import PersbenchError, SkippedCell
 from persbench.pipeline.spec import Cell
 from persbench.pipeline.stages import Pipeline
 from persbench.pipeline.store import Store
@@ -101,10 +104,49 @@ def test_the_floor_attack_needs_no_training(tiny_epsilon, tmp_path) -> None:
 @pytest.mark.filterwarnings("ignore:.*does not import")
 def test_plugins_of_another_package_go_through_the_whole_pipeline(tiny_epsilon, tmp_path) -> None:
     run = pipeline(tiny_epsilon, tmp_path)
-    found = record(run, cell(tiny_epsilon, "stripes", "darken+lora@other-identifier", budget=4.0))
+    found = record(run, cell(tiny_epsilon, "stripes", "darken+lora@other-name", budget=4.0))
     assert max(row["value"] for row in found["rows"] if row["metric"] == "linf_levels") == 4
     assert any(row["metric"] == "brightness" for row in found["rows"])
     assert any(name.startswith("counter/") for name in run.store.built)
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.filterwarnings("ignore:.*does not import")
+def test_a_tampered_model_is_shared_and_the_adversary_trains_as_the_tamper_says(tiny_epsilon, tmp_path) -> None:
+    run = pipeline(tiny_epsilon, tmp_path)
+    for subject in ("ada", "boris"):
+        found = record(run, Cell("avatars", str(tiny_epsilon), "none", "halve+lora", subject, 0))
+        assert found["configs"]["attacked:halve"] == found["configs"]["control:halve"]
+        assert found["configs"]["control:personalize"]["personalizer"]["config"]["steps"] == 1
+        assert found["identifier_tokens"]["control:personalize"]
+    assert sum(name.startswith("tamper/") for name in run.store.built) == 1
+    halved = load_file(next((tmp_path / "tamper").glob("*/weights.safetensors")))
+    name = "unet.conv_in.weight"
+    assert torch.equal(halved[name], run.base.state()[name] / 2)
+
+
+def test_one_release_can_protect_several_subjects(tiny_epsilon, tmp_path) -> None:
+    run = pipeline(tiny_epsilon, tmp_path)
+    group = ("ada", "boris")
+    for subject in group:
+        found = record(run, Cell("avatars", str(tiny_epsilon), "persguard-target", "lora", subject, 0, group=group))
+        assert [each["name"] for each in found["configs"]["protect"]["subjects"]] == list(group)
+    assert sum(name.startswith("protect/") for name in run.store.built) == 1
+    record(run, cell(tiny_epsilon, "persguard-target"))  # ada alone is another release
+    assert sum(name.startswith("protect/") for name in run.store.built) == 2
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.filterwarnings("ignore:.*does not import")
+def test_an_impossible_cell_is_skipped_with_its_reason(tiny_epsilon, tmp_path) -> None:
+    with pytest.raises(SkippedCell, match="paint is not available: it paints with oil"):
+        pipeline(tiny_epsilon, tmp_path).plan(cell(tiny_epsilon, "none", "paint"))
+
+
+def test_a_shifted_template_changes_the_prompts_that_start_with_the_standard_one(tiny_epsilon, tmp_path) -> None:
+    run = pipeline(tiny_epsilon, tmp_path)
+    words = Words("xxy", "human", "an image of {}")
+    assert set(run.prompts(words)) == {"an image of xxy human"}
 
 
 @pytest.mark.usefixtures("plugin")

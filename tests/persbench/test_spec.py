@@ -8,11 +8,11 @@ from persbench.pipeline.spec import Attack, RunSpec, seed_of
 
 @pytest.mark.usefixtures("plugin")
 def test_the_attack_grammar_is_read_and_written_back() -> None:
-    attack = Attack.parse("darken+darken+lora(rank=4,steps=10)@other-identifier")
+    attack = Attack.parse("darken+darken+lora(rank=4,steps=10)@other-name")
     assert [part.name for part in attack.countermeasures] == ["darken", "darken"]
     assert attack.personalizer.options == (("rank", "4"), ("steps", "10"))
     assert attack.prompt_shift is not None
-    assert str(attack) == "darken+darken+lora(rank=4,steps=10)@other-identifier"
+    assert str(attack) == "darken+darken+lora(rank=4,steps=10)@other-name"
     assert Attack.parse(str(attack)) == attack
 
 
@@ -22,7 +22,7 @@ def test_the_attack_grammar_is_read_and_written_back() -> None:
     [
         ("lorra", "did you mean 'lora'"),
         ("dakren+lora", "did you mean 'darken'"),
-        ("lora@other-identifer", "did you mean 'other-identifier'"),
+        ("lora@other-nmae", "did you mean 'other-name'"),
         ("darken", "write darken\\+lora"),
         ("", "cannot read ''"),
         ("lora(rank)", "write option=value"),

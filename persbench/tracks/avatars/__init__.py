@@ -62,6 +62,12 @@ class Avatars(Track):
             "persguard-target": PERSGUARD | {"held_share": 0.0, "spared_share": 0.5},
             "persguard-erasure": PERSGUARD | {"behaviour_weight": 0.5, "context_share": 0.2, "spared_share": 1.0},
             "persguard-pattern": PERSGUARD | {"context_share": 0.25, "spared_share": 1.0},
+            # Papers' step counts would take minutes a subject here; these take about one on a core.
+            "photoguard-encoder": {"steps": 400},
+            "photoguard-diffusion": {"steps": 20, "gradients": 2, "step_levels": 2.0},
+            "pid": {"steps": 400},
+            "diffusionguard": {"steps": 200},
+            "mist": {"rate": 625.0},  # 10,000 for the 16,384 latent values of 512 pixels; here they are 1,024
         },
     )
 

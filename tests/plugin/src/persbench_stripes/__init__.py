@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from persbench.contracts import Card, Countermeasure, Method, Metric, PromptShift, Release, rows_of
+from persbench.contracts import Card, Countermeasure, Method, Metric, Personalizer, PromptShift, Release, Tamper, rows_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,36 @@ class Darken(Countermeasure):
         return photos / 2
 
 
-class OtherIdentifier(PromptShift):
+class Halve(Tamper):
+    """Half of every weight of the denoiser, and half of the training steps."""
+
+    card = Card("Halve")
+
+    def tamper(self, model, adversary, rng):
+        assert len(adversary.clean_photos) == 0
+        halved = model.clone("unet")
+        with torch.no_grad():
+            for weight in halved.unet.parameters():
+                weight.mul_(0.5)
+        return halved
+
+    def train(self, config):
+        return replace(config, steps=config.steps // 2)
+
+
+class Paint(Personalizer):
+    """Needs what no base model here has."""
+
+    card = Card("Paint")
+
+    def missing(self, base):
+        return "it paints with oil"
+
+    def personalize(self, photos, words, model, adversary, rng):
+        return model
+
+
+class OtherName(PromptShift):
     """The adversary calls the subject by another rare word."""
 
     card = Card("Other identifier")
