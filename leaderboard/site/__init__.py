@@ -32,10 +32,10 @@ from ..terminal import interval, number, percent
 from .gallery import Copier, gallery
 
 LABELS = {"image": "image-level", "model": "model-level", "both": "photos and model", "none": "no protection", "unknown": "not known"}
-EVIDENCE = {
+EVIDENCE = {  # most trusted first
     "measured": "run by whoever publishes this board",
+    "verified": "submitted; every metric was recomputed from the pictures, and a random sample of cells run again with the same result",
     "recomputed": "submitted; every metric was recomputed from the pictures",
-    "verified": "submitted and recomputed; a random sample of its cells was run again with the same result",
     "reported": "a paper's number, not measured here; never in the table of measured rows",
 }
 COSTS = (  # key of the means, label, direction, logarithmic

@@ -140,8 +140,10 @@ def _photos(row: Row, cell: Score, subject: str, size: int, copier: Copier, trac
     before = _published(track, subject, size)
     if before is None:
         return ()
-    heads, cells = ["original photos"], [copier.cell(before, f"{subject}, photo before protection")]
-    if row.threat_model in ("image", "both") and _NAME.fullmatch(subject):
+    changed = row.threat_model in ("image", "both") and _NAME.fullmatch(subject)
+    heads = ["original photos" if changed else "published photos"]
+    cells = [copier.cell(before, f"{subject}, photo before protection" if changed else f"{subject}, photo as published")]
+    if changed:
         record = json.loads((copier.output / "records" / cell.record).read_text("utf-8"))
         after = copier.read("protect", record["stages"].get("protect", {}).get("key"), f"{subject}-*.png")
         heads += ["as published", f"perturbation, {AMPLIFIED} times"]

@@ -89,6 +89,15 @@ def test_text_of_records_stays_text(site) -> None:
     assert "are <code>not</code> &lt;i&gt;" in (site / "index.html").read_text("utf-8")
 
 
+def test_each_row_says_what_it_rests_on(site) -> None:
+    rows = (site / "index.html").read_text("utf-8").partition("<tbody>")[2].partition("</tbody>")[0].split("<tr")[1:]
+    marks = {(re.findall(r'html">([^<]*)</a></th>', row)[0], re.findall(r'class="badge (\w+)">\1<', row)[0]) for row in rows}
+    assert ("shield", "verified") in marks
+    assert ("veil", "measured") in marks
+    assert not any(mark == "reported" for _, mark in marks)  # those stand in tables of their own
+    assert "DiffAdvPerturbationBench" in (site / "index.html").read_text("utf-8")
+
+
 def test_names_of_records_are_no_paths(site) -> None:
     assert slug("../../etc/passwd") != slug("../../etc-passwd")
     assert {path.name for path in (site / "methods").iterdir()} == {f"{slug(name)}.html" for name in ("shield", "veil", "none", EVIL)}
@@ -161,6 +170,7 @@ def browser() -> Iterator[Any]:
 def page(browser) -> Iterator[Any]:
     """A page that fails the test on a console error, an exception, a failed request, or one that leaves the folder."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(120_000)  # of machines that do other things as well
     opened, bad = context.new_page(), []
     opened.on("console", lambda message: bad.append(message.text) if message.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: bad.append(str(error)))
@@ -199,11 +209,13 @@ def test_sort_filter_and_open_a_method(page, site) -> None:
     page.locator("select[data-key=set]").select_option("all")
     assert "incomplete" in page.locator("#board").inner_text()  # only one method met textual-inversion
     page.get_by_role("link", name="veil").first.click()
+    page.wait_for_url("**/methods/veil.html")
     assert page.locator("h1").inner_text() == "veil"
     assert page.locator("img").count() >= 10
     assert page.evaluate("Promise.all([...document.images].map(image => image.decode()))") is not None
     assert all(page.evaluate("[...document.images].map(image => image.naturalWidth > 0 && image.alt.length > 5)"))
     page.locator("#attack-table tbody a").first.click()
+    page.wait_for_url("**/attacks/jpeg-lora-*.html")
     assert page.locator("h1").inner_text() == "jpeg+lora"
 
 
@@ -240,6 +252,7 @@ def test_theme_follows_the_system_until_it_is_chosen(page, site) -> None:
     page.get_by_role("button", name="Light theme").click()
     assert page.evaluate(background) == light
     page.get_by_role("link", name="Attacks").click()
+    page.wait_for_url("**/attacks.html")
     assert page.evaluate(background) == light
 
 
