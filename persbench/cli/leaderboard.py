@@ -18,6 +18,7 @@ def leaderboard(
     export: Annotated[
         list[Path], typer.Option(help="Write a file, by its suffix: .csv, .parquet, .md, .tex or .json; repeat for several.")
     ] = [],  # noqa: B006
+    site: Annotated[Path | None, typer.Option(help="Write a static site into this folder; it opens without a server or network.")] = None,
     reported: Annotated[
         list[str], typer.Option(help="Add what papers report, in tables of their own: 'papers', or a JSON file; repeat for several.")
     ] = [],  # noqa: B006
@@ -34,13 +35,20 @@ def leaderboard(
     for path in export:
         check_suffix(path)
     papers = [paper for name in reported for paper in read_reported(name)]
-    boards = [board.view(attack_set if attack_set in board.attack_sets else "", threat_model) for board in read_boards(output)]
+    everything = read_boards(output)
+    boards = [board.view(attack_set if attack_set in board.attack_sets else "", threat_model) for board in everything]
     if attack_set and not any(attack_set in board.attack_sets for board in boards):
         boards[0].view(attack_set)  # says what there is
-    print_leaderboard(Console(), boards, {board.track: disclaimer(board.track) for board in boards}, details, papers)
+    disclaimers = {board.track: disclaimer(board.track) for board in boards}
+    print_leaderboard(Console(), boards, disclaimers, details, papers)
     for path in export:
         for written in export_boards(path, boards, papers):
             Console().print(f"wrote {written}", highlight=False, soft_wrap=True)
+    if site:
+        from persbench.leaderboard.site import write_site
+
+        page = write_site(site, everything, output, disclaimers, papers)
+        Console().print(f"wrote {page}", highlight=False, soft_wrap=True)
 
 
 def disclaimer(track: str) -> str:

@@ -41,12 +41,13 @@ def test_run_then_leaderboard(monkeypatch, capsys, tmp_path, tiny_epsilon) -> No
     assert (code, again, err) == (0, out, "")
     assert time.perf_counter() - began < 5
     board = tmp_path / "site" / "board.json"
-    code, out, err = call(monkeypatch, capsys, "leaderboard", "--output", tmp_path, "--export", board)
+    code, out, err = call(monkeypatch, capsys, "leaderboard", "--output", tmp_path, "--export", board, "--site", tmp_path / "pages")
     assert code == 0, err
     assert "random-noise" in out
     assert "not Stable Diffusion numbers" in out
     found = {line["method"]: line["threat_model"] for line in json.loads(board.read_text())["measured"]}
     assert found == {"persguard-target": "model", "random-noise": "image"}
+    assert "perturbation, 8 times" in (tmp_path / "pages" / "methods" / "random-noise.html").read_text()
     code, out, err = call(monkeypatch, capsys, "compare", "persguard-target", "random-noise", "--output", tmp_path)
     untrained = "no subject, attack and seed in common" in err  # a random model learns nobody: all cells are void
     assert code == 0 or untrained, err
