@@ -31,9 +31,8 @@ def pack(
     from persbench.pipeline.submission import pack as packed
 
     count = packed(records, output, weights)
-    Console().print(
-        f"packed {count} records into {output}; check it: persbench verify {output}", highlight=False, markup=False, soft_wrap=True
-    )
+    text = f"packed {count} records into {output}; check it: persbench verify {output}"
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def verify(

@@ -24,10 +24,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def check_pictures(name: str, found: Any, like: torch.Tensor) -> None:
     """Raise PersbenchError unless `found` is a finite float tensor of the shape of `like`, (N, 3, H, W)."""
     if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.shape != like.shape:
-        shaped = isinstance(found, torch.Tensor) and found.is_floating_point()
-        got = (
-            f"shape {tuple(found.shape)}" if shaped else "nothing" if found is None else str(getattr(found, "dtype", type(found).__name__))
-        )
+        got = "nothing" if found is None else type(found).__name__
+        if isinstance(found, torch.Tensor):
+            got = f"{found.dtype} of shape {tuple(found.shape)}"
         raise PersbenchError(f"{name} must return float photos of shape {tuple(like.shape)}; it returned {got}")
     if not torch.isfinite(found).all():
         raise PersbenchError(f"{name} returned photos that are not finite")

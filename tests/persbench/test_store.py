@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -137,19 +136,6 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_store_valid(tmp_path, mon
     assert not list((tmp_path / "protect").glob(".*"))
     store.get("protect", {"n": 1}, never)
     store.get("protect", {"n": 2}, write("found"))
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of one mebibyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.name != "posix" or os.geteuid() or shutil.which("mount") is None:
-        pytest.skip("only root can mount a small file system")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_really_full_and_a_really_read_only_disk(small_disk, tmp_path) -> None:
