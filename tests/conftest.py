@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -155,3 +157,36 @@ def plugin(installed_plugin, monkeypatch) -> None:
     registry._found.cache_clear()
     yield
     registry._found.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_epsilon, tmp_path_factory) -> Path:
+    """The output folder of a finished run on the tiny model, with everything kept: an image-level and a model-level method. Copy it."""
+    from persbench.pipeline.spec import Cell
+    from persbench.pipeline.stages import Pipeline
+    from persbench.pipeline.store import Store
+
+    output = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        reduced.__wrapped__(patch)
+        run = Pipeline("avatars", str(tiny_epsilon), Store(output / "store"))
+        (output / "records").mkdir()
+        for method in ("random-noise", "persguard-target"):
+            artefact = run.plan(Cell("avatars", str(tiny_epsilon), method, "lora", "ada", 0)).run(run.store)
+            record = artefact.path("record.json").read_text()
+            assert all(row["value"] is not None for row in json.loads(record)["rows"])
+            (output / "records" / f"{method}.json").write_text(record)
+    return output
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of one mebibyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.name != "posix" or os.geteuid() or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -8,7 +8,7 @@ import typer
 
 from persbench.errors import PersbenchError
 
-from . import compare, leaderboard, list_, run
+from . import compare, leaderboard, list_, run, score, store, submit
 
 app = typer.Typer(
     name="persbench",
@@ -20,6 +20,10 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("compare")(compare.compare)
+app.command("score")(score.score)
+app.add_typer(store.app, name="store")
+app.add_typer(submit.app, name="submit")
+app.command("verify")(submit.verify)
 app.command("list")(list_.list_plugins)
 
 

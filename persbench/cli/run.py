@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +37,7 @@ def run(
     output: Annotated[Path, typer.Option(help="Where the store, the records and the pictures go.")] = OUTPUT,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16 (mixed precision).")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    keep: Annotated[str, typer.Option(help="What stays once it is no longer needed: all, pictures (no weights) or records.")] = "pictures",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
     why: Annotated[bool, typer.Option("--why", help="Say of each stage that runs why the store does not have it.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -48,7 +50,7 @@ def run(
     warnings.showwarning = lambda message, category, *_: (
         None if category is not UserWarning else console.print(f"[yellow]warning:[/] {message}", highlight=False)
     )
-    results = execute(spec, output, console, quiet, why, debug)
+    results = execute(spec, output, console, quiet, why, debug, keep)
     from persbench.leaderboard.terminal import print_run
 
     print_run(Console(), results, output)
@@ -158,12 +160,16 @@ def assign_options(options: list[str], methods: list[str], attacks: list[Any]) -
     return dict(given)
 
 
-def execute(spec: RunSpec, output: Path, console: Any, quiet: bool, why: bool, debug: bool) -> list[Result]:
+def execute(spec: RunSpec, output: Path, console: Any, quiet: bool, why: bool, debug: bool, keep: str) -> list[Result]:
     """Run all cells; a failing cell becomes an error and the others go on."""
     import torch
 
-    from persbench.pipeline.store import Store, digest, write_atomically
+    from persbench.pipeline.store import Store, StoreError, digest, write_atomically
+    from persbench.pipeline.upkeep import DROPS, Keeper
     from persbench.progress import reporting
+
+    if keep not in DROPS:
+        raise PersbenchError(f"unknown --keep {keep!r}; there are: {', '.join(DROPS)}")
 
     torch.set_flush_denormal(True)
     from persbench.pipeline.stages import Pipeline
@@ -172,14 +178,22 @@ def execute(spec: RunSpec, output: Path, console: Any, quiet: bool, why: bool, d
     pipeline = Pipeline(spec.track, spec.base, store, spec.precision, spec.device)
     results = []
     cells = spec.cells()
+    keeper = Keeper(store, keep)
+    for cell in cells if keep != "all" else ():
+        with suppress(PersbenchError):  # it is met again below
+            keeper.expect(pipeline.plan(cell))
     with reporting(console, quiet, why) as report:
         for number, cell in enumerate(cells):
             report.cell(number, len(cells), f"{cell.method} · {cell.attack} · {cell.subject}")
             path = output / "records" / f"{digest(asdict(cell))[:16]}.json"
             try:
-                artefact = pipeline.plan(cell).run(store)
+                node = pipeline.plan(cell)
+                artefact = node.run(store)
                 text = artefact.path("record.json").read_text("utf-8")
                 result = Result(cell, json.loads(text) | {"sheet": str(artefact.path("pictures.png"))}, path)
+                keeper.done(node, artefact.manifest["complete"])
+            except StoreError:  # the next cell would meet it too
+                raise
             except SkippedCell as reason:
                 text, result = no_record(cell, "skipped", str(reason)), Result(cell, None, path, skipped=str(reason))
             except PersbenchError as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import json
-import math
+import os
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +21,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from persbench import pictures, registry
-from persbench.contracts import Adversary, Budget, Evidence, Method, Metric, Personalizer, PictureSet, Row, Subject, Tamper, Words
+from persbench.contracts import Adversary, Budget, Evidence, Method, Metric, Personalizer, PictureSet, Release, Row, Subject, Tamper, Words
 from persbench.errors import PersbenchError, SkippedCell
 from persbench.progress import reporter
 from persbench.provenance import cost, environment, source_digest
 from persbench.tracks.base import Track, TrackSubject
 
+from .checks import check_model, check_pictures, check_rows, lent, planning
 from .spec import Attack, Cell, Part, seed_of
-from .store import Artefact, Store, digest, file_digest
+from .store import FATAL, Artefact, Store, StoreError, digest, file_digest
 
 if TYPE_CHECKING:
     from persbench.diffusion import DiffusionModel
@@ -36,6 +38,17 @@ if TYPE_CHECKING:
 FORMATS = {"protect": 1, "counter": 1, "tamper": 1, "personalize": 1, "generate": 1, "score": 1, "record": 1}
 WEIGHTS, ROWS = "weights.safetensors", "rows.json"
 MODELS_KEPT = 3
+# Files that a stage reads of its inputs. What `--keep` dropped is made again only for a stage that reads it.
+PICTURE_FILES, WEIGHT_FILES, NO_FILES = frozenset({".png"}), frozenset({".safetensors"}), frozenset[str]()
+READS = {
+    "protect": NO_FILES,
+    "counter": PICTURE_FILES,
+    "tamper": PICTURE_FILES | WEIGHT_FILES,
+    "personalize": PICTURE_FILES | WEIGHT_FILES,
+    "generate": WEIGHT_FILES,
+    "score": PICTURE_FILES,
+    "record": PICTURE_FILES,
+}
 
 
 class StageError(PersbenchError):
@@ -62,15 +75,18 @@ class Node:
         """The key of the artefact."""
         return digest(self.content)
 
-    def run(self, store: Store) -> Artefact:
-        """The artefact, from the store or built now with all it needs. Whatever a plug-in raises comes out as StageError."""
+    def run(self, store: Store, kinds: frozenset[str] = NO_FILES) -> Artefact:
+        """The artefact, from the store or built now with all it needs; its files of `kinds` are there, others may have been dropped.
+
+        Whatever a plug-in raises comes out as StageError; a store that cannot be written raises StoreError.
+        """
         found = store.find(self.stage, self.key)
-        if found and found.manifest.get("complete", True):
+        if found and found.manifest.get("complete", True) and not found.lacks(kinds):
             return found
-        if found:  # a record with error rows: whatever failed gets another chance
+        if found and not found.manifest.get("complete", True):  # a record with error rows: whatever failed gets another chance
             store.remove(self.stage, self.key)
         for needed in self.inputs:
-            needed.run(store)
+            needed.run(store, READS[self.stage])
 
         def build(folder: Path) -> dict[str, Any]:
             reporter().stage(self.title)
@@ -79,9 +95,11 @@ class Node:
             with cost() as spent:
                 try:
                     notes = self.build(folder) or {}
-                except StageError:
+                except (StageError, StoreError):
                     raise
-                except Exception as error:  # a plug-in may raise anything; it becomes a value of this cell
+                except (Exception, SystemExit) as error:  # a plug-in may raise anything; it becomes a value of this cell
+                    if isinstance(error, OSError) and error.errno in FATAL:
+                        raise
                     message = str(error).strip().splitlines()[0] if str(error).strip() else ""
                     name = "" if isinstance(error, PersbenchError) else f"{type(error).__name__}: "
                     raise StageError(f"{self.title}: {name}{message}") from error
@@ -89,7 +107,7 @@ class Node:
                     gc.collect()
             return {"cost": spent, "provenance": environment(), **notes}
 
-        return store.get(self.stage, self.content, build)
+        return store.get(self.stage, self.content, build, kinds)
 
 
 @dataclass(frozen=True)
@@ -168,7 +186,7 @@ class Pipeline:
             return self._models[ref.id]
         from safetensors.torch import load_file
 
-        artefact = ref.node.run(self.store)
+        artefact = ref.node.run(self.store, WEIGHT_FILES)
         origin = self.base
         changed = load_file(artefact.path(WEIGHTS))
         model = origin.with_weights(changed)
@@ -177,11 +195,16 @@ class Pipeline:
             self._models.popitem(last=False)
         return model
 
+    def forget_models(self) -> None:
+        """Load models again when they are next needed."""
+        self.__dict__.pop("base", None)
+        self._models.clear()
+
     def photos(self, ref: Ref, subject: TrackSubject) -> torch.Tensor:
         """The photos of a reference as they lie on disk, (N, 3, H, W) in [0, 1]."""
         if ref.node is None:
             return pictures.read(subject.published, self.size)
-        folder = ref.node.run(self.store).folder
+        folder = ref.node.run(self.store, PICTURE_FILES).folder
         return pictures.read(sorted(folder.glob(f"{subject.name}-*.png")))
 
     @cached_property
@@ -215,7 +238,10 @@ class Pipeline:
             for each in given:
                 self.base.identifier_tokens(each.words.identifier, each.words.instance_prompt)
             rng = torch.Generator().manual_seed(seed_of("protect", cell.method, *(s.name for s in group), cell.seed))
-            release = method.protect(given, self.base, budget, rng)
+            with lent(self, cell.method, base):
+                release = method.protect(given, self.base, budget, rng)
+            if not isinstance(release, Release):
+                raise PersbenchError(f"{cell.method} must return a Release; it returned {type(release).__name__}")
             if "photos" in method.changes:
                 for each in given:
                     photos = release.photos.get(each.name)
@@ -250,7 +276,7 @@ class Pipeline:
         """What the adversary has besides the release; nothing of a subject for what all subjects share."""
 
         def drawn(noun: str) -> torch.Tensor:
-            return pictures.read(sorted(self.class_pictures(cell, noun).run(self.store).folder.glob("*.png")))
+            return pictures.read(sorted(self.class_pictures(cell, noun).run(self.store, PICTURE_FILES).folder.glob("*.png")))
 
         clean = pictures.read(subject.spares, self.size) if subject else torch.empty(0, 3, self.size, self.size)
         return Adversary(self.base, clean, self.track.language, drawn)
@@ -275,9 +301,9 @@ class Pipeline:
         def build(folder: Path) -> None:
             given = self.photos(photos, subject)
             rng = torch.Generator().manual_seed(seed_of("counter", part, subject.name, cell.seed))
-            result = plugin.apply(given, self.adversary(cell, subject), rng)
-            if result.shape != given.shape or not torch.isfinite(result).all():
-                raise PersbenchError(f"{part.name} must return finite photos of shape {tuple(given.shape)}")
+            with lent(self, part.name, Ref(f"base:{self.base_digest}", None)):
+                result = plugin.apply(given, self.adversary(cell, subject), rng)
+            check_pictures(part.name, result, given)
             pictures.save(result, folder, subject.name)
 
         needs = (photos.node,) if photos.node else ()
@@ -301,7 +327,10 @@ class Pipeline:
 
         def build(folder: Path) -> None:
             rng = torch.Generator().manual_seed(seed_of("tamper", part, cell.seed))
-            save_weights(plugin.tamper(self.model(model), self.adversary(cell, None), rng), self.base, folder, part.name)
+            start = self.model(model)
+            with lent(self, part.name, model, Ref(f"base:{self.base_digest}", None)):
+                result = plugin.tamper(start, self.adversary(cell, None), rng)
+            save_weights(result, self.base, folder, part.name)
 
         needs = ((model.node,) if model.node else ()) + means
         node = Node("tamper", f"{part} on the released model", parts, build, needs)
@@ -337,7 +366,8 @@ class Pipeline:
             ids = start.identifier_tokens(words.identifier, words.instance_prompt)
             # The same noise and order for every release, so that a method is compared with its own control.
             rng = torch.Generator().manual_seed(seed_of("personalize", attack.personalizer, subject.name, cell.seed))
-            result = personalizer.personalize(self.photos(photos, subject), words, start, self.adversary(cell, subject), rng)
+            with lent(self, attack.personalizer.name, model, Ref(f"base:{self.base_digest}", None)):
+                result = personalizer.personalize(self.photos(photos, subject), words, start, self.adversary(cell, subject), rng)
             save_weights(result, self.base, folder, attack.personalizer.name)
             return {"identifier_tokens": ids}
 
@@ -377,6 +407,7 @@ class Pipeline:
         each = [replace(words, template=template) for template in asked for _ in range(protocol.pictures_per_prompt)]
         return tuple(w.instance_prompt if w.identifier else w.class_prompt for w in each)
 
+    @planning
     def plan(self, cell: Cell) -> Node:
         """The record node of a cell; everything else hangs below it. Raises PersbenchError for what cannot be planned."""
         attack = Attack.parse(cell.attack)
@@ -425,9 +456,9 @@ class Pipeline:
             for label, model in (("prior", released_model), ("prior_base", base)):
                 node = self.generate(cell, f"generate {label} {noun}", model, prompts, f"prior:{noun}")
                 sets[f"{label}:{noun}"] = (node, prompts, None, noun)
-        return self._record(cell, subject, sets, stages, released_photos)
+        return self.record(cell, subject, sets, stages, released_photos)
 
-    def _record(
+    def record(
         self,
         cell: Cell,
         subject: TrackSubject,
@@ -435,6 +466,7 @@ class Pipeline:
         stages: dict[str, Node],
         released: Ref,
     ) -> Node:
+        """The record node over a cell's picture sets (node, prompts, whom they imitate, class noun) and its other stages, by label."""
         metrics: dict[str, Metric] = {name: self._plugin("metrics", name, cell) for name in registry.load_all("metrics")}
         inputs = tuple({node.key: node for node in [*(s[0] for s in sets.values()), *stages.values()]}.values())
         set_keys = {
@@ -449,7 +481,7 @@ class Pipeline:
         def evidence() -> Evidence:
             found = {}
             for label, (node, prompts, target, noun) in sets.items():
-                files = sorted(node.run(self.store).folder.glob("*.png"))
+                files = sorted(node.run(self.store, PICTURE_FILES).folder.glob("*.png"))
                 references = pictures.read(target.references, self.size) if target else None
                 found[label] = PictureSet(pictures.read(files), prompts, references, noun)
             return Evidence(found, pictures.read(subject.published, self.size), self.photos(released, subject))
@@ -460,10 +492,7 @@ class Pipeline:
             def build(folder: Path) -> None:
                 if not shared:
                     shared.append(evidence())
-                rows = [
-                    row if row.value is None or math.isfinite(row.value) else replace(row, value=None, error="not a finite number")
-                    for row in metric.measure(shared[0], self.evaluators)
-                ]
+                rows = check_rows(name, metric, metric.measure(shared[0], self.evaluators), shared[0])
                 (folder / ROWS).write_text(json.dumps([asdict(row) for row in rows]), "utf-8")
 
             parts = {
@@ -518,17 +547,14 @@ class Pipeline:
     def _sheet(self, sets: Mapping[str, tuple[Node, Any, Any, Any]], subject: TrackSubject, released: Ref, path: Path) -> None:
         rows = [pictures.read(subject.published, self.size), self.photos(released, subject)]
         for label in ("control", "attacked", *(name for name in sets if name.endswith((":control", ":attacked")))):
-            rows.append(pictures.read(sorted(sets[label][0].run(self.store).folder.glob("*.png"))))
+            rows.append(pictures.read(sorted(sets[label][0].run(self.store, PICTURE_FILES).folder.glob("*.png"))))
         pictures.sheet(rows, path)
 
 
 def check_photos(name: str, before: torch.Tensor, after: torch.Tensor | None, budget: Budget) -> None:
-    """Raise PersbenchError unless released photos are finite, in [0, 1], of the same shape, and within budget as saved."""
-    if after is None or after.shape != before.shape:
-        got = "nothing" if after is None else f"shape {tuple(after.shape)}"
-        raise PersbenchError(f"{name} must release photos of shape {tuple(before.shape)}; it released {got}")
-    if not torch.isfinite(after).all():
-        raise PersbenchError(f"{name} released photos that are not finite")
+    """Raise PersbenchError unless released photos are finite, of the same shape, and within budget as saved."""
+    check_pictures(name, after, before)
+    assert after is not None
     change = (pictures.to_levels(after).int() - pictures.to_levels(before).int()).abs().max().item()
     if change > budget.levels + 0.5:
         raise PersbenchError(f"{name} changed a photo by {change} levels; its budget is {budget.levels:g}")
@@ -536,8 +562,10 @@ def check_photos(name: str, before: torch.Tensor, after: torch.Tensor | None, bu
 
 def save_weights(model: DiffusionModel, base: DiffusionModel, folder: Path, name: str) -> None:
     """Store the weights in which a model differs from the base model."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    check_model(name, model)
     changed = model.difference(base)
     bad = next((n for n, tensor in changed.items() if not torch.isfinite(tensor).all()), None)
     if bad:
@@ -545,4 +573,10 @@ def save_weights(model: DiffusionModel, base: DiffusionModel, folder: Path, name
     if not changed:
         warnings.warn(f"{name} changed no weight", stacklevel=2)
         changed = {}
-    save_file(changed, folder / WEIGHTS)
+    try:
+        save_file(changed, folder / WEIGHTS)
+    except SafetensorError as error:  # it has no type for a full disk
+        found = re.search(r"os error (\d+)", str(error))
+        if not found:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder / WEIGHTS)) from error
