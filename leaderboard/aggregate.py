@@ -207,7 +207,7 @@ def score(record: Mapping[str, Any], name: str = "") -> Score:
     leak, control, floor = similarity("attacked"), similarity("control"), similarity("floor")
     names = sorted({label.split(":")[1] for _, label in values if label.startswith("bystander:")})
     priors = sorted({label for _, label in values if label.startswith("prior:")})
-    by_judge = {judge: _subtract_ratio(*(by_one(judge, label) for label in ("attacked", "control", "floor")), margin) for judge in judges}
+    by_judge = {j: _subtract_ratio(by_one(j, "attacked"), by_one(j, "control"), by_one(j, "floor"), margin) for j in judges}
     spent = record["stages"].get("protect", {})
     attacking = [stage["seconds"] for name, stage in record["stages"].items() if name.startswith("attacked:")]
     cell = record["cell"]
@@ -416,7 +416,8 @@ class Board:
     @property
     def subjects(self) -> tuple[str, ...]:
         """All subjects of its rows."""
-        return tuple(sorted({each.subject for row in self.rows for each in (*row.total.scores, *row.total.gaps)}))
+        scored = {each.subject for row in self.rows for each in row.total.scores}
+        return tuple(sorted(scored | {gap.subject for row in self.rows for gap in row.total.gaps}))
 
     def standing(self, row: Row) -> Standing:
         """A row's worst case over the default set."""
@@ -621,7 +622,8 @@ def _ranked(rows: Sequence[Row], attack_sets: Mapping[str, tuple[str, ...]]) -> 
             for row in rows
             if not row.standings[name].missing and row.method not in BASELINES
         }
-        overall, within = ranks(values), {}
+        overall = ranks(values)
+        within: dict[str, Rank] = {}
         for threat in THREATS:
             within |= ranks({row.name: values[row.name] for row in rows if row.name in values and row.threat_model == threat})
         for row in rows:

@@ -54,25 +54,29 @@ def compare(board: Board, first: Row, second: Row) -> Comparison:
     differences: dict[str, Difference] = {}
     shared = [attack for attack in first.entries if attack in second.entries]
     for attack in shared:
-        found = [
-            {(each.subject, str(each.seed)): each for each in row.entries[attack].scores if each.protection is not None}
-            for row in (first, second)
-        ]
-        values = [{key: each.protection or 0.0 for key, each in scores.items()} for scores in found]
-        if difference := paired(*values):
+        one, other = (_by_cell(row.entries[attack].scores) for row in (first, second))
+        if difference := paired(_protections(one), _protections(other)):
             differences[attack] = difference
-        pairs += [(found[0][key], found[1][key]) for key in sorted(found[0].keys() & found[1].keys())]
+        pairs += [(one[key], other[key]) for key in sorted(one.keys() & other.keys())]
     if not pairs:
         raise PersbenchError(f"{first.name} and {second.name} have no subject, attack and seed in common")
     corrected = holm([difference.p for difference in differences.values()])
-    worst = [worst_case({attack: row.entries[attack].by_subject for attack in differences}) for row in (first, second)]
-    both = sorted(worst[0].keys() & worst[1].keys())
+    one_worst, other_worst = (worst_case({attack: row.entries[attack].by_subject for attack in differences}) for row in (first, second))
+    both = sorted(one_worst.keys() & other_worst.keys())
     return Comparison(
         board,
         first,
         second,
-        paired(*({(subject,): found[subject][0] for subject in both} for found in worst)),
-        {subject: (worst[0][subject], worst[1][subject]) for subject in both},
+        paired({(subject,): one_worst[subject][0] for subject in both}, {(subject,): other_worst[subject][0] for subject in both}),
+        {subject: (one_worst[subject], other_worst[subject]) for subject in both},
         tuple(AttackDifference(attack, each, p) for (attack, each), p in zip(differences.items(), corrected, strict=True)),
         tuple(sorted(pairs, key=lambda pair: -abs((pair[0].protection or 0.0) - (pair[1].protection or 0.0)))),
     )
+
+
+def _by_cell(scores: Sequence[Score]) -> dict[tuple[str, ...], Score]:
+    return {(each.subject, str(each.seed)): each for each in scores if each.protection is not None}
+
+
+def _protections(cells: Mapping[tuple[str, ...], Score]) -> dict[tuple[str, ...], float]:
+    return {key: each.protection for key, each in cells.items() if each.protection is not None}
