@@ -11,11 +11,11 @@ import json
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
@@ -26,6 +26,7 @@ from persbench.progress import reporter
 from persbench.provenance import cost, environment, source_digest
 from persbench.tracks.base import Track, TrackSubject
 
+from .keys import Frozen, key_of, thaw
 from .spec import Attack, Cell, Part, seed_of
 from .store import Artefact, Store, digest, file_digest
 
@@ -36,6 +37,15 @@ if TYPE_CHECKING:
 FORMATS = {"protect": 1, "counter": 1, "tamper": 1, "personalize": 1, "generate": 1, "score": 1, "record": 1}
 WEIGHTS, ROWS = "weights.safetensors", "rows.json"
 MODELS_KEPT = 3
+PLANS_KEPT = 20_000  # nodes and what they are made of that planning remembers
+PLUGINS = {"protect": "method", "counter": "countermeasure", "tamper": "tamper", "personalize": "personalizer", "score": "metric"}
+T = TypeVar("T")
+
+
+def plugin_name(stage: str, content: Mapping[str, Any]) -> str:
+    """The plug-in that a stage's key content names; "" where there is none."""
+    named = content.get(PLUGINS.get(stage, ""))
+    return thaw(named)["name"] if named else ""
 
 
 class StageError(PersbenchError):
@@ -51,16 +61,23 @@ class Node:
     parts: dict[str, Any]
     build: Callable[[Path], dict[str, Any] | None] = field(repr=False)
     inputs: tuple[Node, ...] = ()
+    inner: tuple[Node, ...] = ()  # what building this one runs by itself
+    uses: str = ""  # the model that it works on, by Ref.id; "": none
 
-    @cached_property
+    @property
     def content(self) -> dict[str, Any]:
         """What the key is a hash of."""
-        return {"stage": self.stage, "format": FORMATS[self.stage], **self.parts}
+        return thaw({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
 
     @cached_property
     def key(self) -> str:
         """The key of the artefact."""
-        return digest(self.content)
+        return key_of({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
+
+    @property
+    def plugin(self) -> str:
+        """The name of the plug-in at work; "" where there is none."""
+        return plugin_name(self.stage, self.parts)
 
     def run(self, store: Store) -> Artefact:
         """The artefact, from the store or built now with all it needs. Whatever a plug-in raises comes out as StageError."""
@@ -100,15 +117,76 @@ class Ref:
     node: Node | None  # None: the published photos, or the base model
 
 
-class Pipeline:
-    """Plans and runs cells of one track and base model on one store."""
+class Prompts(NamedTuple):
+    """Prompts of a picture set, with what keys say about them."""
 
-    def __init__(self, track_name: str, base: str, store: Store, precision: str = "fp32", device: str = "cpu") -> None:
-        self.track: Track = registry.load("tracks", track_name)()
+    texts: tuple[str, ...]
+    frozen: Frozen
+    digest: str
+
+
+class Said(NamedTuple):
+    """The words of an adversary, what keys say about them, and the evaluation prompts for them."""
+
+    words: Words
+    frozen: Frozen
+    prompts: Prompts
+
+
+class Configured(NamedTuple):
+    """A plug-in with its configuration, and what keys say about it."""
+
+    plugin: Any
+    identity: Frozen
+
+    def fresh(self) -> Any:
+        """An instance of its own for a stage: plug-ins may keep state, stages must not share any."""
+        return type(self.plugin)(self.plugin.config)
+
+
+class Wanted(NamedTuple):
+    """A picture set of a cell, whom it imitates, and what keys of scores say about it."""
+
+    node: Node
+    prompts: tuple[str, ...]
+    target: TrackSubject | None
+    noun: str
+    frozen: Frozen
+
+
+class Pipeline:
+    """Plans and runs cells of one track and base model on one store. Equal sub-plans are one node, as long as they are remembered."""
+
+    def __init__(self, track_name: str, base: str, store: Store, precision: str = "fp32", device: str = "cpu", protocol: str = "") -> None:
+        self.track: Track = registry.load("tracks", track_name)().changed(protocol)
         self.track_name, self.store, self.precision, self.device = track_name, store, precision, device
         self.base_folder = Path(base) if base else self.track.base
         self._models: OrderedDict[str, DiffusionModel] = OrderedDict()
         self._digests: dict[Path, str] = {}
+        self._plugins: dict[tuple, Configured | SkippedCell] = {}
+        self._plans: dict[tuple, Any] = {}
+
+    def node(self, cell: Cell, key: str) -> Node:
+        """A stage of a cell by its key. Raises PersbenchError when the code has changed since somebody else planned it."""
+        for node in walk(self.plan(cell)):
+            if node.key == key:
+                return node
+        raise PersbenchError("code or data changed while the run was going on; start it again")
+
+    def _once(self, key: tuple, make: Callable[[], T]) -> T:
+        """What `make` returned when it was last called for this key: the memory of planning, forgotten as a whole when it is full."""
+        found = self._plans.get(key)
+        if found is None:
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.clear()
+            found = self._plans[key] = make()
+        return found
+
+    def release_memory(self) -> None:
+        """Let go of the models and judges; they are loaded again when they are needed."""
+        self._models.clear()
+        for name in ("base", "evaluators"):
+            self.__dict__.pop(name, None)
 
     # --- what keys are made of
 
@@ -121,6 +199,21 @@ class Pipeline:
             raise PersbenchError(f"base model {self.base_folder} is not a folder; give a diffusers pipeline folder with --base")
         return folder_digest(self.base_folder)[:40]
 
+    @cached_property
+    def _base(self) -> Ref:
+        return Ref(f"base:{self.base_digest}", None)
+
+    @cached_property
+    def _evaluator_digest(self) -> str:
+        return self.track.evaluator_digest()
+
+    @cached_property
+    def _subjects(self) -> dict[str, TrackSubject]:
+        return {subject.name: subject for subject in self.track.subjects()}
+
+    def _subject(self, name: str) -> TrackSubject:
+        return self._subjects[name] if name in self._subjects else self.track.subject(name)
+
     def _photos_digest(self, paths: Sequence[Path]) -> str:
         for path in paths:
             if path not in self._digests:
@@ -130,13 +223,18 @@ class Pipeline:
                     raise PersbenchError(f"photo {path} cannot be read: {error.strerror}") from None
         return digest([self._digests[path] for path in paths])
 
-    def _plugin(self, kind: str, name: str, cell: Cell, written: Mapping[str, str] | None = None) -> Any:
-        options = {**self.track.protocol.options.get(name, {}), **cell.options_of(name), **(written or {})}
-        plugin = registry.configure(name, registry.load(kind, name), options)
-        reason = plugin.missing(self.base_folder)
-        if reason:
-            raise SkippedCell(f"{name} is not available: {reason}")
-        return plugin
+    def _plugin(self, kind: str, name: str, cell: Cell, written: tuple[tuple[str, str], ...] = ()) -> Configured:
+        key = (kind, name, cell.options, written)
+        found = self._plugins.get(key)
+        if found is None:
+            options = {**self.track.protocol.options.get(name, {}), **cell.options_of(name), **dict(written)}
+            plugin = registry.configure(name, registry.load(kind, name), options)
+            reason = plugin.missing(self.base_folder)
+            unavailable = SkippedCell(f"{name} is not available: {reason}")
+            found = self._plugins[key] = unavailable if reason else Configured(plugin, Frozen(self._identity(name, plugin)))
+        if isinstance(found, SkippedCell):
+            raise found
+        return found
 
     @staticmethod
     def _identity(name: str, plugin: Any) -> dict[str, Any]:
@@ -193,15 +291,20 @@ class Pipeline:
 
     def protect(self, cell: Cell, subject: TrackSubject) -> tuple[Ref, Ref, Node | None]:
         """Released photos and model of a method, and its node (None when the method changes nothing)."""
-        published, base = self.published(subject), Ref(f"base:{self.base_digest}", None)
-        method: Method = self._plugin("methods", cell.method, cell)
+        key = ("protect", cell.method, cell.group or subject.name, subject.name, cell.seed, cell.budget, cell.options)
+        return self._once(key, lambda: self._protect(cell, subject))
+
+    def _protect(self, cell: Cell, subject: TrackSubject) -> tuple[Ref, Ref, Node | None]:
+        published, base = self.published(subject), self._base
+        configured = self._plugin("methods", cell.method, cell)
+        method: Method = configured.plugin
         if not method.changes:
             return published, base, None
-        group = [self.track.subject(name) for name in cell.group or (subject.name,)]
+        group = [self._subject(name) for name in cell.group or (subject.name,)]
         levels = cell.budget if cell.budget is not None else getattr(method.config, "budget_levels", None)
         budget = Budget(levels if levels is not None else self.track.protocol.budget_levels)
         parts = {
-            "method": self._identity(cell.method, method),
+            "method": configured.identity,
             "subjects": [{"name": s.name, "photos": self.published(s).id, "words": asdict(self.track.words(s))} for s in group],
             "language": asdict(self.track.language),
             "base": self.base_digest,
@@ -215,7 +318,7 @@ class Pipeline:
             for each in given:
                 self.base.identifier_tokens(each.words.identifier, each.words.instance_prompt)
             rng = torch.Generator().manual_seed(seed_of("protect", cell.method, *(s.name for s in group), cell.seed))
-            release = method.protect(given, self.base, budget, rng)
+            release = configured.fresh().protect(given, self.base, budget, rng)
             if "photos" in method.changes:
                 for each in given:
                     photos = release.photos.get(each.name)
@@ -237,14 +340,16 @@ class Pipeline:
 
     def published(self, subject: TrackSubject) -> Ref:
         """The photos of a subject before any protection."""
-        return Ref(f"published:{self._photos_digest(subject.published)}", None)
+        return self._once(("published", subject.name), lambda: Ref(f"published:{self._photos_digest(subject.published)}", None))
 
     def class_pictures(self, cell: Cell, noun: str) -> Node:
         """Pictures of a class by the public model, once for a base model."""
+        prompts = self._class_prompts(noun, self.track.protocol.class_pictures)
+        return self.generate(replace(cell, seed=0), f"generate class pictures {noun}", self._base, prompts, f"class:{noun}")
+
+    def _class_prompts(self, noun: str, count: int) -> Prompts:
         words = Words("", noun, self.track.protocol.template)
-        prompts = (words.class_prompt,) * self.track.protocol.class_pictures
-        base = Ref(f"base:{self.base_digest}", None)
-        return self.generate(replace(cell, seed=0), f"generate class pictures {noun}", base, prompts, f"class:{noun}")
+        return self._once(("class prompts", noun, count), lambda: _prompts((words.class_prompt,) * count))
 
     def adversary(self, cell: Cell, subject: TrackSubject | None) -> Adversary:
         """What the adversary has besides the release; nothing of a subject for what all subjects share."""
@@ -263,9 +368,14 @@ class Pipeline:
 
     def counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
         """The photos after a countermeasure."""
-        plugin = self._plugin("countermeasures", part.name, cell, dict(part.options))
+        return self._once(
+            ("counter", part, photos.id, subject.name, cell.seed, cell.options), lambda: self._counter(cell, part, photos, subject)
+        )
+
+    def _counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
+        configured = self._plugin("countermeasures", part.name, cell, part.options)
         parts = {
-            "countermeasure": self._identity(part.name, plugin),
+            "countermeasure": configured.identity,
             "photos": photos.id,
             "clean_photos": self._photos_digest(subject.spares),
             "subject": subject.name,
@@ -277,7 +387,7 @@ class Pipeline:
         def build(folder: Path) -> None:
             given = self.photos(photos, subject)
             rng = torch.Generator().manual_seed(seed_of("counter", part, subject.name, cell.seed))
-            result = plugin.apply(given, self.adversary(cell, subject), rng)
+            result = configured.fresh().apply(given, self.adversary(cell, subject), rng)
             if result.shape != given.shape or not torch.isfinite(result).all():
                 raise PersbenchError(f"{part.name} must return finite photos of shape {tuple(given.shape)}")
             pictures.save(result, folder, subject.name)
@@ -288,12 +398,15 @@ class Pipeline:
 
     def tamper(self, cell: Cell, part: Part, model: Ref) -> Ref:
         """The model after the adversary tampered with it; the same for all subjects."""
-        plugin: Tamper = self._plugin("tampers", part.name, cell, dict(part.options))
-        if not plugin.changes_model:
+        return self._once(("tamper", part, model.id, cell.seed, cell.options), lambda: self._tamper(cell, part, model))
+
+    def _tamper(self, cell: Cell, part: Part, model: Ref) -> Ref:
+        configured = self._plugin("tampers", part.name, cell, part.options)
+        if not configured.plugin.changes_model:
             return model
-        means = self._means(cell, plugin)
+        means = self._means(cell, configured.plugin)
         parts = {
-            "tamper": self._identity(part.name, plugin),
+            "tamper": configured.identity,
             "model": model.id,
             "class_pictures": [node.key for node in means],
             "base": self.base_digest,
@@ -303,29 +416,42 @@ class Pipeline:
 
         def build(folder: Path) -> None:
             rng = torch.Generator().manual_seed(seed_of("tamper", part, cell.seed))
-            save_weights(plugin.tamper(self.model(model), self.adversary(cell, None), rng), self.base, folder, part.name)
+            tampered = configured.fresh().tamper(self.model(model), self.adversary(cell, None), rng)
+            save_weights(tampered, self.base, folder, part.name)
 
         needs = ((model.node,) if model.node else ()) + means
-        node = Node("tamper", f"{part} on the released model", parts, build, needs)
+        node = Node("tamper", f"{part} on the released model", parts, build, needs, uses=model.id)
         return Ref(f"tamper:{node.key}", node)
 
-    def personalize(self, cell: Cell, attack: Attack, photos: Ref, model: Ref, subject: TrackSubject) -> tuple[Ref, Words]:
-        """The model that has learned the photos, and the words that the adversary used."""
+    def _personalizer(self, cell: Cell, attack: Attack) -> Configured:
+        """The personalizer of an attack, configured as its tampers say."""
+        configured = self._plugin("personalizers", attack.personalizer.name, cell, attack.personalizer.options)
+        personalizer: Personalizer = configured.plugin
+        if not personalizer.trains or not attack.tampers:
+            return configured
+        for part in attack.tampers:
+            tamper: Tamper = self._plugin("tampers", part.name, cell, part.options).plugin
+            personalizer = type(personalizer)(tamper.train(personalizer.config))
+        return Configured(personalizer, Frozen(self._identity(attack.personalizer.name, personalizer)))
+
+    def _said(self, cell: Cell, attack: Attack, personalizer: Personalizer, subject: TrackSubject) -> Said:
         words, language = self.track.words(subject), self.track.language
         if attack.prompt_shift:
-            shift = self._plugin("prompt_shifts", attack.prompt_shift.name, cell, dict(attack.prompt_shift.options))
-            words = shift.shift(words, language)
-        personalizer: Personalizer = self._plugin("personalizers", attack.personalizer.name, cell, dict(attack.personalizer.options))
-        if not personalizer.trains:
-            return model, replace(words, identifier="")
-        for part in attack.tampers:
-            tamper: Tamper = self._plugin("tampers", part.name, cell, dict(part.options))
-            personalizer = type(personalizer)(tamper.train(personalizer.config))
-        words = personalizer.words(words, language)
-        means = self._means(cell, personalizer)
+            shift = self._plugin("prompt_shifts", attack.prompt_shift.name, cell, attack.prompt_shift.options)
+            words = shift.fresh().shift(words, language)
+        words = personalizer.words(words, language) if personalizer.trains else replace(words, identifier="")
+        return Said(words, Frozen(asdict(words)), _prompts(self.prompts(words)))
+
+    def personalize(self, cell: Cell, attack: Attack, photos: Ref, model: Ref, subject: TrackSubject) -> tuple[Ref, Said]:
+        """The model that has learned the photos, and the words that the adversary used."""
+        configured = self._once(("personalizer", cell.attack, cell.options), lambda: self._personalizer(cell, attack))
+        said = self._once(("said", cell.attack, cell.options, subject.name), lambda: self._said(cell, attack, configured.fresh(), subject))
+        if not configured.plugin.trains:
+            return model, said
+        words, means = said.words, self._means(cell, configured.plugin)
         parts = {
-            "personalizer": self._identity(attack.personalizer.name, personalizer),
-            "words": asdict(words),
+            "personalizer": configured.identity,
+            "words": said.frozen,
             "photos": photos.id,
             "model": model.id,
             "class_pictures": [node.key for node in means],
@@ -339,22 +465,26 @@ class Pipeline:
             ids = start.identifier_tokens(words.identifier, words.instance_prompt)
             # The same noise and order for every release, so that a method is compared with its own control.
             rng = torch.Generator().manual_seed(seed_of("personalize", attack.personalizer, subject.name, cell.seed))
-            result = personalizer.personalize(self.photos(photos, subject), words, start, self.adversary(cell, subject), rng)
+            result = configured.fresh().personalize(self.photos(photos, subject), words, start, self.adversary(cell, subject), rng)
             save_weights(result, self.base, folder, attack.personalizer.name)
             return {"identifier_tokens": ids}
 
         needs = tuple(ref.node for ref in (photos, model) if ref.node) + means
-        node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs)
-        return Ref(f"personalize:{node.key}", node), words
+        node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs, uses=model.id)
+        return Ref(f"personalize:{node.key}", node), said
 
-    def generate(self, cell: Cell, title: str, model: Ref, prompts: Sequence[str], noise: str) -> Node:
+    def generate(self, cell: Cell, title: str, model: Ref, prompts: Prompts, noise: str) -> Node:
         """Pictures of prompts; sets with the same `noise` name start from the same noise."""
+        key = ("generate", model.id, prompts.digest, noise, cell.seed)
+        return self._once(key, lambda: self._generate(cell, title, model, prompts, noise))
+
+    def _generate(self, cell: Cell, title: str, model: Ref, prompts: Prompts, noise: str) -> Node:
         from persbench.diffusion import DiffusionModel
 
         protocol = self.track.protocol
         parts = {
             "model": model.id,
-            "prompts": list(prompts),
+            "prompts": prompts.frozen,
             "inference_steps": protocol.inference_steps,
             "guidance": protocol.guidance,
             "noise": noise,
@@ -365,12 +495,12 @@ class Pipeline:
 
         def build(folder: Path) -> None:
             rng = torch.Generator().manual_seed(seed_of("generate", noise, cell.seed))
-            sampled = self.model(model).sample(prompts, rng, inference_steps=protocol.inference_steps, guidance=protocol.guidance)
+            sampled = self.model(model).sample(prompts.texts, rng, inference_steps=protocol.inference_steps, guidance=protocol.guidance)
             if not torch.isfinite(sampled).all():
                 raise PersbenchError("the model generates pictures that are not finite")
             pictures.save(sampled, folder, "picture")
 
-        return Node("generate", title, parts, build, (model.node,) if model.node else ())
+        return Node("generate", title, parts, build, (model.node,) if model.node else (), uses=model.id)
 
     def prompts(self, words: Words) -> tuple[str, ...]:
         """The evaluation prompts for the words of an adversary; without identifier those of the class."""
@@ -381,76 +511,91 @@ class Pipeline:
 
     def plan(self, cell: Cell) -> Node:
         """The record node of a cell; everything else hangs below it. Raises PersbenchError for what cannot be planned."""
-        attack = Attack.parse(cell.attack)
-        subject = self.track.subject(cell.subject)
+        attack = self._once(("attack", cell.attack), lambda: Attack.parse(cell.attack))
+        subject = self._subject(cell.subject)
         released_photos, released_model, protection = self.protect(cell, subject)
-        base = Ref(f"base:{self.base_digest}", None)
-        sets: dict[str, tuple[Node, tuple[str, ...], TrackSubject | None, str]] = {}
+        sets: dict[str, Wanted] = {}
         stages: dict[str, Node] = {"protect": protection} if protection else {}
 
         def attacked(target: TrackSubject, photos: Ref, model: Ref, label: str) -> None:
-            for part in attack.countermeasures:
-                photos = self.counter(cell, part, photos, target)
-                if photos.node:
-                    stages[f"{label}:{part}"] = photos.node
-            for part in attack.tampers:
-                model = self.tamper(cell, part, model)
-                if model.node and model.node.stage == "tamper":
-                    stages[f"{label}:{part}"] = model.node
-            tuned, words = self.personalize(cell, attack, photos, model, target)
-            if tuned.node:
-                stages[f"{label}:personalize"] = tuned.node
-            prompts = self.prompts(words)
-            node = self.generate(cell, f"generate {label} {target.name}", tuned, prompts, target.class_noun)
-            sets[label] = (node, class_prompts(target), target, target.class_noun)
+            key = ("attacked", cell.attack, target.name, photos.id, model.id, cell.seed, cell.options)
+            sets[label], chain = self._once(key, lambda: self._attacked(cell, attack, target, photos, model, label))
+            for name, node in chain:
+                stages[f"{label}:{name}"] = node
 
-        def class_prompts(target: TrackSubject) -> tuple[str, ...]:
-            return self.prompts(replace(self.track.words(target), identifier=""))
+        def drawn(label: str, title: str, model: Ref, noun: str, noise: str, target: TrackSubject | None = None) -> None:
+            def floor_prompts() -> Prompts:
+                assert target
+                return _prompts(self.prompts(replace(self.track.words(target), identifier="")))
 
-        def floor(target: TrackSubject, label: str) -> None:
-            prompts = class_prompts(target)
-            node = self.generate(cell, f"generate {label} {target.class_noun}", base, prompts, target.class_noun)
-            sets[label] = (node, prompts, target, target.class_noun)
+            def make() -> Wanted:
+                if target:
+                    prompts = self._once(("floor", target.name), floor_prompts)
+                else:
+                    prompts = self._class_prompts(noun, self.track.protocol.prior_pictures)
+                return self._wanted(self.generate(cell, f"generate {title}", model, prompts, noise), prompts, target, noun)
 
-        attacked(subject, released_photos, released_model, "attacked")
-        attacked(subject, self.published(subject), base, "control")
-        floor(subject, "floor")
+            sets[label] = self._once(("drawn", model.id, noise, target.name if target else "", cell.seed), make)
+
+        def person(target: TrackSubject, photos: Ref, prefix: str) -> None:
+            attacked(target, photos, released_model, f"{prefix}attacked")
+            attacked(target, self.published(target), self._base, f"{prefix}control")
+            label = f"{prefix}floor"
+            drawn(label, f"{label} {target.class_noun}", self._base, target.class_noun, target.class_noun, target)
+
+        person(subject, released_photos, "")
         count = self.track.protocol.bystanders if cell.bystanders is None else cell.bystanders
-        for bystander in self.track.bystanders(subject, count):
-            photos = self.published(bystander)
-            attacked(bystander, photos, released_model, f"bystander:{bystander.name}:attacked")
-            attacked(bystander, photos, base, f"bystander:{bystander.name}:control")
-            floor(bystander, f"bystander:{bystander.name}:floor")
+        for bystander in self._once(("bystanders", subject.name, count), lambda: self.track.bystanders(subject, count)):
+            person(bystander, self.published(bystander), f"bystander:{bystander.name}:")
         for noun in self.track.language.class_nouns:
-            words = Words("", noun, self.track.protocol.template)
-            prompts = (words.class_prompt,) * self.track.protocol.prior_pictures
-            for label, model in (("prior", released_model), ("prior_base", base)):
-                node = self.generate(cell, f"generate {label} {noun}", model, prompts, f"prior:{noun}")
-                sets[f"{label}:{noun}"] = (node, prompts, None, noun)
-        return self._record(cell, subject, sets, stages, released_photos)
+            for label, model in (("prior", released_model), ("prior_base", self._base)):
+                drawn(f"{label}:{noun}", f"{label} {noun}", model, noun, f"prior:{noun}")
+        return self._record(cell, attack, subject, sets, stages, released_photos, released_model)
+
+    def _attacked(
+        self, cell: Cell, attack: Attack, target: TrackSubject, photos: Ref, model: Ref, label: str
+    ) -> tuple[Wanted, list[tuple[str, Node]]]:
+        """The picture set that an attack ends in, and the stages on the way by name."""
+        chain: list[tuple[str, Node]] = []
+        for part in attack.countermeasures:
+            photos = self.counter(cell, part, photos, target)
+            if photos.node:
+                chain.append((str(part), photos.node))
+        for part in attack.tampers:
+            model = self.tamper(cell, part, model)
+            if model.node and model.node.stage == "tamper":
+                chain.append((str(part), model.node))
+        tuned, said = self.personalize(cell, attack, photos, model, target)
+        if tuned.node:
+            chain.append(("personalize", tuned.node))
+        node = self.generate(cell, f"generate {label} {target.name}", tuned, said.prompts, target.class_noun)
+        return self._wanted(node, said.prompts, target, target.class_noun), chain
+
+    def _wanted(self, node: Node, prompts: Prompts, target: TrackSubject | None, noun: str) -> Wanted:
+        references = self._once(("references", target.name), lambda: self._photos_digest(target.references)) if target else ""
+        frozen = Frozen({"pictures": node.key, "references": references, "prompts": prompts.digest})
+        return Wanted(node, prompts.texts, target, noun, frozen)
+
+    def _metrics(self, cell: Cell) -> dict[str, Configured]:
+        return {name: self._plugin("metrics", name, cell) for name in registry.load_all("metrics")}
 
     def _record(
         self,
         cell: Cell,
+        attack: Attack,
         subject: TrackSubject,
-        sets: dict[str, tuple[Node, tuple[str, ...], TrackSubject | None, str]],
+        sets: dict[str, Wanted],
         stages: dict[str, Node],
         released: Ref,
+        model: Ref,
     ) -> Node:
-        metrics: dict[str, Metric] = {name: self._plugin("metrics", name, cell) for name in registry.load_all("metrics")}
+        metrics = self._once(("metrics", cell.options), lambda: self._metrics(cell))
         inputs = tuple({node.key: node for node in [*(s[0] for s in sets.values()), *stages.values()]}.values())
-        set_keys = {
-            label: {
-                "pictures": node.key,
-                "references": self._photos_digest(target.references) if target else "",
-                "prompts": digest(list(prompts)),
-            }
-            for label, (node, prompts, target, _) in sets.items()
-        }
+        set_keys = Frozen({label: wanted.frozen for label, wanted in sets.items()})
 
         def evidence() -> Evidence:
             found = {}
-            for label, (node, prompts, target, noun) in sets.items():
+            for label, (node, prompts, target, noun, _) in sets.items():
                 files = sorted(node.run(self.store).folder.glob("*.png"))
                 references = pictures.read(target.references, self.size) if target else None
                 found[label] = PictureSet(pictures.read(files), prompts, references, noun)
@@ -458,10 +603,11 @@ class Pipeline:
 
         shared: list[Evidence] = []
 
-        def scoring(name: str, metric: Metric) -> Node:
+        def scoring(name: str, configured: Configured) -> Node:
             def build(folder: Path) -> None:
                 if not shared:
                     shared.append(evidence())
+                metric: Metric = configured.fresh()
                 rows = [
                     row if row.value is None or math.isfinite(row.value) else replace(row, value=None, error="not a finite number")
                     for row in metric.measure(shared[0], self.evaluators)
@@ -469,16 +615,15 @@ class Pipeline:
                 (folder / ROWS).write_text(json.dumps([asdict(row) for row in rows]), "utf-8")
 
             parts = {
-                "metric": self._identity(name, metric),
+                "metric": configured.identity,
                 "sets": set_keys,
                 "published": self.published(subject).id,
                 "released": released.id,
-                "evaluators": self.track.evaluator_digest(),
+                "evaluators": self._evaluator_digest,
             }
             return Node("score", f"score {name}", parts, build, inputs)
 
-        scores = {name: scoring(name, metric) for name, metric in metrics.items()}
-        attack = Attack.parse(cell.attack)
+        scores = {name: scoring(name, configured) for name, configured in metrics.items()}
 
         def build(folder: Path) -> dict[str, Any]:
             rows: list[dict[str, Any]] = []
@@ -496,13 +641,13 @@ class Pipeline:
                     tokens[label] = manifest["identifier_tokens"]
             record = {
                 "status": "ok",
-                "cell": asdict(cell),
+                "cell": cell.to_dict(),
                 "attack": asdict(attack),
                 "base_digest": self.base_digest,
-                "evaluators": self.track.evaluator_digest(),
+                "evaluators": self._evaluator_digest,
                 "protocol": asdict(self.track.protocol),
                 "margin": self.track.protocol.margin,
-                "configs": {n: p.parts for n, p in stages.items()},
+                "configs": {name: thaw(node.parts) for name, node in stages.items()},
                 "stages": spent,
                 "pictures": {label: node.key for label, (node, *_) in sets.items()},
                 "identifier_tokens": tokens,
@@ -513,15 +658,63 @@ class Pipeline:
             self._sheet(sets, subject, released, folder / "pictures.png")
             return {"complete": all(row["value"] is not None for row in rows)}
 
-        parts = {"cell": asdict(cell), "scores": {name: node.key for name, node in scores.items()}}
+        parts = {"cell": cell.to_dict(), "scores": {name: node.key for name, node in scores.items()}}
         title = f"{cell.method} · {cell.attack} · {cell.subject}"
-        return Node("record", title, parts, build, inputs)
+        return Node("record", title, parts, build, inputs, tuple(scores.values()), uses=model.id)
 
-    def _sheet(self, sets: Mapping[str, tuple[Node, Any, Any, Any]], subject: TrackSubject, released: Ref, path: Path) -> None:
+    def _sheet(self, sets: Mapping[str, Wanted], subject: TrackSubject, released: Ref, path: Path) -> None:
         rows = [pictures.read(subject.published, self.size), self.photos(released, subject)]
         for label in ("control", "attacked", *(name for name in sets if name.endswith((":control", ":attacked")))):
-            rows.append(pictures.read(sorted(sets[label][0].run(self.store).folder.glob("*.png"))))
+            rows.append(pictures.read(sorted(sets[label].node.run(self.store).folder.glob("*.png"))))
         pictures.sheet(rows, path)
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """A stage and all that it needs, each once, what is needed first."""
+    seen: set[str] = set()
+
+    def below(each: Node) -> Iterator[Node]:
+        seen.add(each.key)
+        for needed in (*each.inputs, *each.inner):
+            if needed.key not in seen:
+                yield from below(needed)
+        yield each
+
+    yield from below(node)
+
+
+class Pipelines:
+    """The pipelines of a run with several tracks or base models; one of them has its models in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._made: dict[tuple[str, ...], Pipeline] = {}
+        self._loaded: Pipeline | None = None
+
+    @staticmethod
+    def name(cell: Cell) -> tuple[str, ...]:
+        """What tells one pipeline from another."""
+        return cell.track, cell.base, cell.precision, cell.device, cell.protocol
+
+    def of(self, cell: Cell) -> Pipeline:
+        """The pipeline of a cell, for planning."""
+        name = self.name(cell)
+        if name not in self._made:
+            self._made[name] = Pipeline(cell.track, cell.base, self.store, cell.precision, cell.device, cell.protocol)
+        return self._made[name]
+
+    def at_work(self, cell: Cell) -> Pipeline:
+        """The pipeline of a cell, for running its stages: the one before it lets go of its models."""
+        chosen = self.of(cell)
+        if self._loaded is not None and self._loaded is not chosen:
+            self._loaded.release_memory()
+        self._loaded = chosen
+        return chosen
+
+
+def _prompts(texts: tuple[str, ...]) -> Prompts:
+    listed = list(texts)
+    return Prompts(texts, Frozen(listed), digest(listed))
 
 
 def check_photos(name: str, before: torch.Tensor, after: torch.Tensor | None, budget: Budget) -> None:

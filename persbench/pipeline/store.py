@@ -72,6 +72,10 @@ class Store:
         """Where an artefact lies, whether it exists or not."""
         return self.root / stage / key
 
+    def has(self, stage: str, key: str) -> bool:
+        """Whether there is an artefact, whose files are not looked at."""
+        return (self.folder(stage, key) / MANIFEST).is_file()
+
     def find(self, stage: str, key: str) -> Artefact | None:
         """A finished artefact whose files have their checksums; a damaged one is moved aside with a warning."""
         folder = self.folder(stage, key)

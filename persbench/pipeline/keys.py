@@ -1,0 +1,44 @@
+"""Keys of artefacts, fast: what many keys are made of is put into canonical JSON once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii as quoted
+from typing import Any
+
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode  # as store.canonical
+
+
+class Frozen:
+    """A value that does not change any more, with its canonical JSON."""
+
+    __slots__ = ("_value", "text")
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self.text = compose(value) if isinstance(value, Mapping) else _encode(value)
+
+    @property
+    def value(self) -> Any:
+        """The value as plain data."""
+        return thaw(self._value)
+
+
+def thaw(value: Any) -> Any:
+    """Plain data, for `Frozen` values and mappings with some inside."""
+    if isinstance(value, Frozen):
+        return value.value
+    return {key: thaw(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def compose(content: Mapping[str, Any]) -> str:
+    """`store.canonical` of a mapping whose values may be `Frozen`; what many keys share is not encoded again."""
+    items = [f"{quoted(key)}:{value.text if type(value) is Frozen else _encode(value)}" for key, value in sorted(content.items())]
+    return f"{{{','.join(items)}}}"
+
+
+def key_of(content: Mapping[str, Any]) -> str:
+    """`store.digest` of a mapping whose values may be `Frozen`."""
+    return hashlib.sha256(compose(content).encode()).hexdigest()[:40]
