@@ -524,15 +524,8 @@ class Pipeline:
                 stages[f"{label}:{name}"] = node
 
         def drawn(label: str, title: str, model: Ref, noun: str, noise: str, target: TrackSubject | None = None) -> None:
-            def floor_prompts() -> Prompts:
-                assert target
-                return _prompts(self.prompts(replace(self.track.words(target), identifier="")))
-
             def make() -> Wanted:
-                if target:
-                    prompts = self._once(("floor", target.name), floor_prompts)
-                else:
-                    prompts = self._class_prompts(noun, self.track.protocol.prior_pictures)
+                prompts = self._asked(target) if target else self._class_prompts(noun, self.track.protocol.prior_pictures)
                 return self._wanted(self.generate(cell, f"generate {title}", model, prompts, noise), prompts, target, noun)
 
             sets[label] = self._once(("drawn", model.id, noise, target.name if target else "", cell.seed), make)
@@ -569,7 +562,11 @@ class Pipeline:
         if tuned.node:
             chain.append(("personalize", tuned.node))
         node = self.generate(cell, f"generate {label} {target.name}", tuned, said.prompts, target.class_noun)
-        return self._wanted(node, said.prompts, target, target.class_noun), chain
+        return self._wanted(node, self._asked(target), target, target.class_noun), chain
+
+    def _asked(self, target: TrackSubject) -> Prompts:
+        """The evaluation prompts of a subject without identifier: what its pictures are held against."""
+        return self._once(("asked", target.name), lambda: _prompts(self.prompts(replace(self.track.words(target), identifier=""))))
 
     def _wanted(self, node: Node, prompts: Prompts, target: TrackSubject | None, noun: str) -> Wanted:
         references = self._once(("references", target.name), lambda: self._photos_digest(target.references)) if target else ""
