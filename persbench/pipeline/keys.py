@@ -33,10 +33,18 @@ def thaw(value: Any) -> Any:
     return {key: thaw(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def _text(value: Any) -> str:
+    kind = type(value)  # the common kinds first: the encoder takes a while to set itself up
+    if kind is str:
+        return quoted(value)
+    if kind is Frozen:
+        return value.text
+    return repr(value) if kind is int else _encode(value)
+
+
 def compose(content: Mapping[str, Any]) -> str:
     """`store.canonical` of a mapping whose values may be `Frozen`; what many keys share is not encoded again."""
-    items = [f"{quoted(key)}:{value.text if type(value) is Frozen else _encode(value)}" for key, value in sorted(content.items())]
-    return f"{{{','.join(items)}}}"
+    return "{" + ",".join([f"{quoted(key)}:{_text(content[key])}" for key in sorted(content)]) + "}"
 
 
 def key_of(content: Mapping[str, Any]) -> str:

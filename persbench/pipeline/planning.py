@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +62,12 @@ def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
     """Plan cells on the store in a folder. Raises PersbenchError for what cannot be planned; impossible cells are counted."""
     pipelines = Pipelines(Store(folder))
     stored = {stage: {*_keys(folder / stage)} for stage in STAGES}
-    seen: dict[tuple[str, str], set[bytes]] = defaultdict(set)  # raw bytes: a matrix has millions of keys
+    seen: set[str] = set()
+    wanted: Counter[tuple[str, str]] = Counter()
     have: Counter[tuple[str, str]] = Counter()
     reasons: Counter[str] = Counter()
     count = done = alone = 0
+    gc.freeze()  # what is loaded by now stays: the collector need not look at it again and again
     for cell in cells:
         count += 1
         try:
@@ -72,18 +75,18 @@ def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
         except SkippedCell as reason:
             reasons[str(reason)] += 1
             continue
-        for node in walk(record):
-            alone += 1
-            kind = (node.stage, node.plugin)
-            raw = bytes.fromhex(node.key)
-            if raw not in seen[kind]:
-                seen[kind].add(raw)
-                if node.key in stored[node.stage]:
-                    have[kind] += 1
+        nodes = walk(record)
+        alone += len(nodes)
+        for node in nodes:
+            if node.key not in seen:
+                seen.add(node.key)
+                kind = (node.stage, node.plugin)
+                wanted[kind] += 1
+                have[kind] += node.key in stored[node.stage]
         done += record.key in stored["record"]
     known = costs.recorded(folder)
     lines = tuple(
-        Line(*kind, len(seen[kind]), have[kind], known.get(kind)) for kind in sorted(seen, key=lambda kind: (STAGES.index(kind[0]), kind))
+        Line(*kind, wanted[kind], have[kind], known.get(kind)) for kind in sorted(wanted, key=lambda kind: (STAGES.index(kind[0]), kind))
     )
     return Plan(count, done, sum(reasons.values()), alone, lines, tuple(f"{times} cells: {reason}" for reason, times in reasons.items()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import gc
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class Scheduler:
         numbers: dict[tuple, int] = {}
         lengths: dict[tuple[int, str], float] = {}
         self.known = costs.recorded(self.store.root)
+        gc.freeze()  # what is loaded by now stays
         for index, cell in enumerate(self.cells):
             try:
                 record = pipelines.of(cell).plan(cell)

@@ -11,7 +11,7 @@ import json
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,16 +43,15 @@ T = TypeVar("T")
 
 
 def plugin_name(stage: str, content: Mapping[str, Any]) -> str:
-    """The plug-in that a stage's key content names; "" where there is none."""
-    named = content.get(PLUGINS.get(stage, ""))
-    return thaw(named)["name"] if named else ""
+    """The plug-in that a stage's key content, as a manifest has it, names; "" where there is none."""
+    return content[PLUGINS[stage]]["name"] if stage in PLUGINS else ""
 
 
 class StageError(PersbenchError):
     """A stage failed; the message names it and what was raised."""
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Node:
     """A stage to be run: what its key is made of, what it needs, and how it is built."""
 
@@ -61,23 +60,18 @@ class Node:
     parts: dict[str, Any]
     build: Callable[[Path], dict[str, Any] | None] = field(repr=False)
     inputs: tuple[Node, ...] = ()
+    plugin: str = ""  # the name of the plug-in at work
+    uses: str = ""  # the model that it works on, by Ref.id
     inner: tuple[Node, ...] = ()  # what building this one runs by itself
-    uses: str = ""  # the model that it works on, by Ref.id; "": none
+    key: str = field(init=False)  # of the artefact
+
+    def __post_init__(self) -> None:
+        self.key = key_of({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
 
     @property
     def content(self) -> dict[str, Any]:
         """What the key is a hash of."""
         return thaw({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
-
-    @cached_property
-    def key(self) -> str:
-        """The key of the artefact."""
-        return key_of({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
-
-    @property
-    def plugin(self) -> str:
-        """The name of the plug-in at work; "" where there is none."""
-        return plugin_name(self.stage, self.parts)
 
     def run(self, store: Store) -> Artefact:
         """The artefact, from the store or built now with all it needs. Whatever a plug-in raises comes out as StageError."""
@@ -331,7 +325,7 @@ class Pipeline:
                 save_weights(release.model, self.base, folder, cell.method)
 
         names = " and ".join(s.name for s in group) if len(group) < 3 else f"{len(group)} subjects"
-        node = Node("protect", f"protect {names} with {cell.method}", parts, build)
+        node = Node("protect", f"protect {names} with {cell.method}", parts, build, plugin=cell.method)
         return (
             Ref(f"protect:{node.key}", node) if "photos" in method.changes else published,
             Ref(f"protect:{node.key}", node) if "model" in method.changes else base,
@@ -393,7 +387,7 @@ class Pipeline:
             pictures.save(result, folder, subject.name)
 
         needs = (photos.node,) if photos.node else ()
-        node = Node("counter", f"{part} on photos of {subject.name}", parts, build, needs)
+        node = Node("counter", f"{part} on photos of {subject.name}", parts, build, needs, part.name)
         return Ref(f"counter:{node.key}", node)
 
     def tamper(self, cell: Cell, part: Part, model: Ref) -> Ref:
@@ -420,7 +414,7 @@ class Pipeline:
             save_weights(tampered, self.base, folder, part.name)
 
         needs = ((model.node,) if model.node else ()) + means
-        node = Node("tamper", f"{part} on the released model", parts, build, needs, uses=model.id)
+        node = Node("tamper", f"{part} on the released model", parts, build, needs, part.name, model.id)
         return Ref(f"tamper:{node.key}", node)
 
     def _personalizer(self, cell: Cell, attack: Attack) -> Configured:
@@ -470,7 +464,7 @@ class Pipeline:
             return {"identifier_tokens": ids}
 
         needs = tuple(ref.node for ref in (photos, model) if ref.node) + means
-        node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs, uses=model.id)
+        node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs, attack.personalizer.name, model.id)
         return Ref(f"personalize:{node.key}", node), said
 
     def generate(self, cell: Cell, title: str, model: Ref, prompts: Prompts, noise: str) -> Node:
@@ -618,7 +612,7 @@ class Pipeline:
                 "released": released.id,
                 "evaluators": self._evaluator_digest,
             }
-            return Node("score", f"score {name}", parts, build, inputs)
+            return Node("score", f"score {name}", parts, build, inputs, name)
 
         scores = {name: scoring(name, configured) for name, configured in metrics.items()}
 
@@ -657,7 +651,7 @@ class Pipeline:
 
         parts = {"cell": cell.to_dict(), "scores": {name: node.key for name, node in scores.items()}}
         title = f"{cell.method} · {cell.attack} · {cell.subject}"
-        return Node("record", title, parts, build, inputs, tuple(scores.values()), uses=model.id)
+        return Node("record", title, parts, build, inputs, uses=model.id, inner=tuple(scores.values()))
 
     def _sheet(self, sets: Mapping[str, Wanted], subject: TrackSubject, released: Ref, path: Path) -> None:
         rows = [pictures.read(subject.published, self.size), self.photos(released, subject)]
@@ -666,18 +660,17 @@ class Pipeline:
         pictures.sheet(rows, path)
 
 
-def walk(node: Node) -> Iterator[Node]:
-    """A stage and all that it needs, each once, what is needed first."""
-    seen: set[str] = set()
-
-    def below(each: Node) -> Iterator[Node]:
-        seen.add(each.key)
-        for needed in (*each.inputs, *each.inner):
-            if needed.key not in seen:
-                yield from below(needed)
-        yield each
-
-    yield from below(node)
+def walk(node: Node) -> list[Node]:
+    """A stage and all that it needs, each once."""
+    found: dict[str, Node] = {}
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        if each.key not in found:
+            found[each.key] = each
+            waiting += each.inputs
+            waiting += each.inner
+    return [*found.values()]
 
 
 class Pipelines:
