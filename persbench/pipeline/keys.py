@@ -16,9 +16,9 @@ class Frozen:
 
     __slots__ = ("_value", "text")
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, text: str = "") -> None:
         self._value = value
-        self.text = compose(value) if isinstance(value, Mapping) else _encode(value)
+        self.text = text or _text(value)
 
     @property
     def value(self) -> Any:
@@ -39,7 +39,11 @@ def _text(value: Any) -> str:
         return quoted(value)
     if kind is Frozen:
         return value.text
-    return repr(value) if kind is int else _encode(value)
+    if kind is dict:
+        return compose(value)
+    if kind is int:
+        return repr(value)
+    return "null" if value is None else "[]" if value == () else _encode(value)
 
 
 def compose(content: Mapping[str, Any]) -> str:
@@ -49,4 +53,12 @@ def compose(content: Mapping[str, Any]) -> str:
 
 def key_of(content: Mapping[str, Any]) -> str:
     """`store.digest` of a mapping whose values may be `Frozen`."""
-    return hashlib.sha256(compose(content).encode()).hexdigest()[:40]
+    return key_of_text(compose(content))
+
+
+def key_of_text(text: str) -> str:
+    """The key whose content has this canonical JSON."""
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+HOLE = Frozen(None, "\0")  # where a text is split; JSON has no such character

@@ -75,14 +75,14 @@ def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
         except SkippedCell as reason:
             reasons[str(reason)] += 1
             continue
-        nodes = walk(record)
-        alone += len(nodes)
-        for node in nodes:
-            if node.key not in seen:
-                seen.add(node.key)
-                kind = (node.stage, node.plugin)
-                wanted[kind] += 1
-                have[kind] += node.key in stored[node.stage]
+        needed = [(node.key, node.stage, node.plugin) for node in walk(record)]
+        needed += [(key, "score", metric) for metric, key in record.parts["scores"].items()]
+        alone += len(needed)
+        for key, stage, plugin in needed:
+            if key not in seen:
+                seen.add(key)
+                wanted[stage, plugin] += 1
+                have[stage, plugin] += key in stored[stage]
         done += record.key in stored["record"]
     known = costs.recorded(folder)
     lines = tuple(

@@ -26,7 +26,7 @@ from persbench.progress import reporter
 from persbench.provenance import cost, environment, source_digest
 from persbench.tracks.base import Track, TrackSubject
 
-from .keys import Frozen, key_of, thaw
+from .keys import HOLE, Frozen, compose, key_of, key_of_text, quoted, thaw
 from .spec import Attack, Cell, Part, seed_of
 from .store import Artefact, Store, digest, file_digest
 
@@ -62,7 +62,6 @@ class Node:
     inputs: tuple[Node, ...] = ()
     plugin: str = ""  # the name of the plug-in at work
     uses: str = ""  # the model that it works on, by Ref.id
-    inner: tuple[Node, ...] = ()  # what building this one runs by itself
     key: str = field(init=False)  # of the artefact
 
     def __post_init__(self) -> None:
@@ -146,6 +145,37 @@ class Wanted(NamedTuple):
     target: TrackSubject | None
     noun: str
     frozen: Frozen
+
+
+class Group(NamedTuple):
+    """Picture sets by label, the stages on the way, all their nodes by key, and by label what keys of scores say."""
+
+    sets: dict[str, Wanted]
+    stages: dict[str, Node]
+    nodes: dict[str, Node]
+    items: list[tuple[str, str]]
+
+    @classmethod
+    def made(cls, sets: dict[str, Wanted], stages: dict[str, Node] | None = None) -> Group:
+        """A group of sets and stages."""
+        nodes = {node.key: node for node in (*(wanted.node for wanted in sets.values()), *(stages or {}).values())}
+        return cls(sets, stages or {}, nodes, [(label, f"{quoted(label)}:{wanted.frozen.text}") for label, wanted in sets.items()])
+
+    @classmethod
+    def of(cls, *groups: Group) -> Group:
+        """All of some groups."""
+        sets, stages, nodes, items = {**groups[0].sets}, {**groups[0].stages}, {**groups[0].nodes}, [*groups[0].items]
+        for group in groups[1:]:
+            sets |= group.sets
+            stages |= group.stages
+            nodes |= group.nodes
+            items += group.items
+        return cls(sets, stages, nodes, sorted(items))
+
+    def frozen(self) -> Frozen:
+        """The sets as they stand in keys of scores."""
+        values = {label: wanted.frozen for label, wanted in self.sets.items()}
+        return Frozen(values, f"{{{','.join([text for _, text in self.items])}}}")
 
 
 class Pipeline:
@@ -508,55 +538,63 @@ class Pipeline:
         attack = self._once(("attack", cell.attack), lambda: Attack.parse(cell.attack))
         subject = self._subject(cell.subject)
         released_photos, released_model, protection = self.protect(cell, subject)
-        sets: dict[str, Wanted] = {}
-        stages: dict[str, Node] = {"protect": protection} if protection else {}
+        own = self._attacked(cell, attack, subject, released_photos, released_model, "attacked")
+        key = ("others", cell.attack, subject.name, cell.bystanders, released_model.id, cell.seed, cell.options)
+        others = self._once(key, lambda: self._others(cell, attack, subject, released_model))
+        protected = Group({}, {"protect": protection}, {protection.key: protection}, []) if protection else Group({}, {}, {}, [])
+        return self._record(cell, attack, subject, Group.of(own, others, protected), released_photos, released_model)
 
-        def attacked(target: TrackSubject, photos: Ref, model: Ref, label: str) -> None:
-            key = ("attacked", cell.attack, target.name, photos.id, model.id, cell.seed, cell.options)
-            sets[label], chain = self._once(key, lambda: self._attacked(cell, attack, target, photos, model, label))
-            for name, node in chain:
-                stages[f"{label}:{name}"] = node
-
-        def drawn(label: str, title: str, model: Ref, noun: str, noise: str, target: TrackSubject | None = None) -> None:
-            def make() -> Wanted:
-                prompts = self._asked(target) if target else self._class_prompts(noun, self.track.protocol.prior_pictures)
-                return self._wanted(self.generate(cell, f"generate {title}", model, prompts, noise), prompts, target, noun)
-
-            sets[label] = self._once(("drawn", model.id, noise, target.name if target else "", cell.seed), make)
-
-        def person(target: TrackSubject, photos: Ref, prefix: str) -> None:
-            attacked(target, photos, released_model, f"{prefix}attacked")
-            attacked(target, self.published(target), self._base, f"{prefix}control")
-            label = f"{prefix}floor"
-            drawn(label, f"{label} {target.class_noun}", self._base, target.class_noun, target.class_noun, target)
-
-        person(subject, released_photos, "")
+    def _others(self, cell: Cell, attack: Attack, subject: TrackSubject, released: Ref) -> Group:
+        """All sets but that of the attack on the subject itself: an image-level method has those of every other one."""
+        groups = [self._undefended(cell, attack, subject, "")]
         count = self.track.protocol.bystanders if cell.bystanders is None else cell.bystanders
         for bystander in self._once(("bystanders", subject.name, count), lambda: self.track.bystanders(subject, count)):
-            person(bystander, self.published(bystander), f"bystander:{bystander.name}:")
-        for noun in self.track.language.class_nouns:
-            for label, model in (("prior", released_model), ("prior_base", self._base)):
-                drawn(f"{label}:{noun}", f"{label} {noun}", model, noun, f"prior:{noun}")
-        return self._record(cell, attack, subject, sets, stages, released_photos, released_model)
+            prefix = f"bystander:{bystander.name}:"
+            groups.append(self._attacked(cell, attack, bystander, self.published(bystander), released, f"{prefix}attacked"))
+            groups.append(self._undefended(cell, attack, bystander, prefix))
+        return Group.of(*groups, self._once(("priors", released.id, cell.seed), lambda: self._priors(cell, released)))
 
-    def _attacked(
-        self, cell: Cell, attack: Attack, target: TrackSubject, photos: Ref, model: Ref, label: str
-    ) -> tuple[Wanted, list[tuple[str, Node]]]:
-        """The picture set that an attack ends in, and the stages on the way by name."""
-        chain: list[tuple[str, Node]] = []
+    def _undefended(self, cell: Cell, attack: Attack, target: TrackSubject, prefix: str) -> Group:
+        """Control and floor of somebody."""
+
+        def make() -> Group:
+            prompts, label = self._asked(target), f"{prefix}floor"
+            node = self.generate(cell, f"generate {label} {target.class_noun}", self._base, prompts, target.class_noun)
+            floor = Group.made({label: self._wanted(node, prompts, target, target.class_noun)})
+            return Group.of(self._attacked(cell, attack, target, self.published(target), self._base, f"{prefix}control"), floor)
+
+        return self._once(("undefended", cell.attack, target.name, prefix, cell.seed, cell.options), make)
+
+    def _priors(self, cell: Cell, released: Ref) -> Group:
+        """Class pictures of the released and of the base model."""
+        sets = {}
+        for noun in self.track.language.class_nouns:
+            prompts = self._class_prompts(noun, self.track.protocol.prior_pictures)
+            for label, model in (("prior", released), ("prior_base", self._base)):
+                node = self.generate(cell, f"generate {label} {noun}", model, prompts, f"prior:{noun}")
+                sets[f"{label}:{noun}"] = self._wanted(node, prompts, None, noun)
+        return Group.made(sets)
+
+    def _attacked(self, cell: Cell, attack: Attack, target: TrackSubject, photos: Ref, model: Ref, label: str) -> Group:
+        """The picture set that an attack ends in, and the stages on the way."""
+        key = ("attacked", cell.attack, target.name, photos.id, model.id, label, cell.seed, cell.options)
+        return self._once(key, lambda: self._attack(cell, attack, target, photos, model, label))
+
+    def _attack(self, cell: Cell, attack: Attack, target: TrackSubject, photos: Ref, model: Ref, label: str) -> Group:
+        stages: dict[str, Node] = {}
         for part in attack.countermeasures:
             photos = self.counter(cell, part, photos, target)
             if photos.node:
-                chain.append((str(part), photos.node))
+                stages[f"{label}:{part}"] = photos.node
         for part in attack.tampers:
             model = self.tamper(cell, part, model)
             if model.node and model.node.stage == "tamper":
-                chain.append((str(part), model.node))
+                stages[f"{label}:{part}"] = model.node
         tuned, said = self.personalize(cell, attack, photos, model, target)
         if tuned.node:
-            chain.append(("personalize", tuned.node))
+            stages[f"{label}:personalize"] = tuned.node
         node = self.generate(cell, f"generate {label} {target.name}", tuned, said.prompts, target.class_noun)
-        return self._wanted(node, self._asked(target), target, target.class_noun), chain
+        return Group.made({label: self._wanted(node, self._asked(target), target, target.class_noun)}, stages)
 
     def _asked(self, target: TrackSubject) -> Prompts:
         """The evaluation prompts of a subject without identifier: what its pictures are held against."""
@@ -575,14 +613,20 @@ class Pipeline:
         cell: Cell,
         attack: Attack,
         subject: TrackSubject,
-        sets: dict[str, Wanted],
-        stages: dict[str, Node],
+        group: Group,
         released: Ref,
         model: Ref,
     ) -> Node:
-        metrics = self._once(("metrics", cell.options), lambda: self._metrics(cell))
-        inputs = tuple({node.key: node for node in [*(s[0] for s in sets.values()), *stages.values()]}.values())
-        set_keys = Frozen({label: wanted.frozen for label, wanted in sets.items()})
+        metrics: dict[str, Configured] = self._once(("metrics", cell.options), lambda: self._metrics(cell))
+        sets, stages, inputs = group.sets, group.stages, tuple(group.nodes.values())
+        score_parts = {
+            "sets": group.frozen(),
+            "published": self.published(subject).id,
+            "released": released.id,
+            "evaluators": self._evaluator_digest,
+        }
+        before, after = compose({"stage": "score", "format": FORMATS["score"], "metric": HOLE, **score_parts}).split(HOLE.text)
+        score_keys = {name: key_of_text(f"{before}{metric.identity.text}{after}") for name, metric in metrics.items()}
 
         def evidence() -> Evidence:
             found = {}
@@ -605,23 +649,14 @@ class Pipeline:
                 ]
                 (folder / ROWS).write_text(json.dumps([asdict(row) for row in rows]), "utf-8")
 
-            parts = {
-                "metric": configured.identity,
-                "sets": set_keys,
-                "published": self.published(subject).id,
-                "released": released.id,
-                "evaluators": self._evaluator_digest,
-            }
-            return Node("score", f"score {name}", parts, build, inputs, name)
-
-        scores = {name: scoring(name, configured) for name, configured in metrics.items()}
+            return Node("score", f"score {name}", {"metric": configured.identity, **score_parts}, build, inputs, name)
 
         def build(folder: Path) -> dict[str, Any]:
             rows: list[dict[str, Any]] = []
             spent = {}
-            for name, node in scores.items():
+            for name, configured in metrics.items():
                 try:
-                    rows += json.loads(node.run(self.store).path(ROWS).read_text("utf-8"))
+                    rows += json.loads(scoring(name, configured).run(self.store).path(ROWS).read_text("utf-8"))
                 except StageError as error:  # a metric that fails is an error row, never a score
                     rows.append(asdict(Row(name, "", 0, None, str(error))))
             tokens = {}
@@ -649,9 +684,10 @@ class Pipeline:
             self._sheet(sets, subject, released, folder / "pictures.png")
             return {"complete": all(row["value"] is not None for row in rows)}
 
-        parts = {"cell": cell.to_dict(), "scores": {name: node.key for name, node in scores.items()}}
+        options = self._once(("options", cell.options), lambda: Frozen(cell.options))
+        parts = {"cell": {**cell.to_dict(), "options": options}, "scores": score_keys}
         title = f"{cell.method} · {cell.attack} · {cell.subject}"
-        return Node("record", title, parts, build, inputs, uses=model.id, inner=tuple(scores.values()))
+        return Node("record", title, parts, build, inputs, uses=model.id)
 
     def _sheet(self, sets: Mapping[str, Wanted], subject: TrackSubject, released: Ref, path: Path) -> None:
         rows = [pictures.read(subject.published, self.size), self.photos(released, subject)]
@@ -661,7 +697,7 @@ class Pipeline:
 
 
 def walk(node: Node) -> list[Node]:
-    """A stage and all that it needs, each once."""
+    """A stage and all that it needs, each once; scores, which records make by themselves, are not among them."""
     found: dict[str, Node] = {}
     waiting = [node]
     while waiting:
@@ -669,7 +705,6 @@ def walk(node: Node) -> list[Node]:
         if each.key not in found:
             found[each.key] = each
             waiting += each.inputs
-            waiting += each.inner
     return [*found.values()]
 
 
