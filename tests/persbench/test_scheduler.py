@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -116,12 +117,12 @@ def test_each_stage_runs_once_after_what_it_needs_and_releases_stay_together(cel
     run = Pipeline("avatars", cells[0].base, Store(tmp_path / "other"))
     wanted = {node.key: node for cell in cells for node in walk(run.plan(cell))}
     order = [task.key for _, task in executor.tasks]
-    assert Counter(order) == Counter(wanted)
+    assert Counter(order) == Counter([*wanted])
     place = {key: number for number, key in enumerate(order)}
     assert all(place[needed.key] < place[key] for key, node in wanted.items() for needed in node.inputs)
     for worker in (0, 1):  # a worker takes up a protected model once, not again and again
         used = [task.uses for number, task in executor.tasks if number == worker and task.uses.startswith("protect:")]
-        changes = 1 + sum(a != b for a, b in zip(used, used[1:], strict=False))
+        changes = 1 + sum(a != b for a, b in itertools.pairwise(used))
         assert used and changes == len(set(used))
     assert executor.closed
 
