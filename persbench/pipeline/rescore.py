@@ -12,8 +12,8 @@ from persbench.contracts import Words
 from persbench.errors import PersbenchError
 from persbench.tracks.base import Track, TrackSubject
 
-from .spec import Cell
-from .stages import PICTURE_FILES, Node, Pipeline, Ref
+from .spec import Attack, Cell
+from .stages import PICTURE_FILES, Group, Node, Pipeline, Ref, as_prompts
 from .store import Store
 
 # Pictures depend on these parts of a protocol; scores of pictures of another one cannot be compared.
@@ -70,12 +70,15 @@ def rescored(record: Mapping[str, Any], pipeline: Pipeline) -> Node:
     asked, keys = asked_sets(pipeline, cell), record["pictures"]
     if set(asked) != set(keys):
         raise PersbenchError(f"the record has other picture sets than its cell: {', '.join(sorted(set(asked) ^ set(keys)))}")
-    sets = {label: (_stored(store, "generate", keys[label]), each.prompts, each.target, each.class_noun) for label, each in asked.items()}
+    sets = {
+        label: pipeline.wanted(_stored(store, "generate", keys[label]), as_prompts(each.prompts), each.target, each.class_noun)
+        for label, each in asked.items()
+    }
     stages = {label: _stored(store, _stage(parts), record["stages"][label]["key"]) for label, parts in record["configs"].items()}
     subject, protection = pipeline.track.subject(cell.subject), stages.get("protect")
     changed = protection is not None and record["configs"]["protect"]["budget_levels"] is not None
     released = Ref(f"protect:{protection.key}", protection) if protection and changed else pipeline.published(subject)
-    return pipeline.record(cell, subject, sets, stages, released)
+    return pipeline.record(cell, Attack.parse(cell.attack), subject, Group.made(sets, stages), released)
 
 
 def _stage(parts: Mapping[str, Any]) -> str:

@@ -96,6 +96,10 @@ class Store:
         """Where an artefact lies, whether it exists or not."""
         return self.root / stage / key
 
+    def has(self, stage: str, key: str) -> bool:
+        """Whether there is an artefact, whose files are not looked at."""
+        return (self.folder(stage, key) / MANIFEST).is_file()
+
     # --- reading
 
     def _manifest(self, stage: str, key: str) -> tuple[Artefact | None, list[str]]:

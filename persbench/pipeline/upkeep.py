@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .stages import NO_FILES, PICTURE_FILES, READS, WEIGHT_FILES, Node
+from .stages import NO_FILES, PICTURE_FILES, READS, WEIGHT_FILES, Node, walk
 from .store import MANIFEST, Store, canonical, file_digest
 
 Keep = Literal["all", "pictures", "records"]
@@ -22,53 +22,37 @@ DROPS: dict[Keep, dict[str, frozenset[str]]] = {"all": {}, "pictures": _WEIGHTS,
 class Keeper:
     """Drops an artefact's large files once every stage of a run that reads them is done.
 
-    Tell it all cells before the first one begins (`expect`), then every stage that is done (`finished`), or whole cells (`done`).
+    Tell it all cells before the first one begins (`expect`), then every stage that is done, by key (`finished`), or whole cells (`done`).
     What a failed stage still needs stays.
     """
 
     def __init__(self, store: Store, keep: Keep) -> None:
         self.store, self.drops = store, DROPS[keep]
         self._readers: dict[str, set[str]] = {}  # key of an artefact -> keys of the stages that still read its files
-
-    def _large(self, node: Node) -> list[Node]:
-        """The inputs of a stage with files that it reads and that are to be dropped."""
-        return [needed for needed in node.inputs if self.drops.get(needed.stage, NO_FILES) & READS[node.stage]]
+        self._reads: dict[str, list[tuple[str, str]]] = {}  # key of a stage -> stages and keys of what it reads that is to be dropped
 
     def expect(self, root: Node) -> None:
         """Count the stages of a cell, before the run begins."""
-        for node in walk(root):
-            for needed in self._large(node):
-                self._readers.setdefault(needed.key, set()).add(node.key)
+        for node in walk(root) if self.drops else ():
+            large = [(each.stage, each.key) for each in node.inputs if self.drops.get(each.stage, NO_FILES) & READS[node.stage]]
+            if large:
+                self._reads[node.key] = large
+            for _, key in large:
+                self._readers.setdefault(key, set()).add(node.key)
 
-    def finished(self, node: Node) -> None:
+    def finished(self, key: str) -> None:
         """A stage is in the store and will not read its inputs again."""
-        for needed in self._large(node):
-            readers = self._readers.get(needed.key)
-            if readers is not None:
-                readers.discard(node.key)
-                if not readers:
-                    del self._readers[needed.key]
-                    self.store.drop(needed.stage, needed.key, self.drops[needed.stage])
+        for stage, needed in self._reads.pop(key, ()):
+            readers = self._readers[needed]
+            readers.discard(key)
+            if not readers:
+                self.store.drop(stage, needed, self.drops[stage])
 
     def done(self, root: Node, complete: bool = True) -> None:
         """A cell has its record; one that is not complete is scored again, from its pictures."""
         for node in walk(root):
             if complete or node is not root:
-                self.finished(node)
-
-
-def walk(root: Node) -> Iterator[Node]:
-    """A node and all that it needs, each once, whoever is needed before who needs it."""
-    seen: set[str] = set()
-
-    def visit(node: Node) -> Iterator[Node]:
-        if node.key not in seen:
-            seen.add(node.key)
-            for needed in node.inputs:
-                yield from visit(needed)
-            yield node
-
-    return visit(root)
+                self.finished(node.key)
 
 
 @dataclass(frozen=True)
