@@ -29,7 +29,7 @@ def run(spec: Spec = None, **given: Any) -> None:
     asked = specification(spec, given)
     console = Console(stderr=True)
     warnings.showwarning = lambda message, category, *_: (
-        None if category is not UserWarning else console.print(f"[yellow]warning:[/] {message}", highlight=False)
+        None if category is not UserWarning else console.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
     )
     if asked.changes():
         warnings.warn("this run changes the track's protocol: compare its results with each other only", stacklevel=1)

@@ -83,7 +83,8 @@ def fingerprint(bases: Iterable[str]) -> str:
         if found and found.origin:
             folders.add(Path(found.origin).resolve().parent)
     roots = sorted(folder for folder in folders if not any(parent in folders for parent in folder.parents))
-    installed = [(entry, Path(entry).stat().st_mtime_ns) for entry in sys.path if entry and Path(entry).is_dir()]
+    packages = sorted({entry for entry in sys.path if Path(entry).name.endswith("-packages") and Path(entry).is_dir()})
+    installed = [(entry, Path(entry).stat().st_mtime_ns) for entry in packages]  # changes when something is installed
     return digest([sorted(file for root in roots if root.is_dir() for file in _files(str(root))), installed])
 
 
