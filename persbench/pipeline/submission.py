@@ -431,9 +431,9 @@ def verify(
         verdict = Verdict("recomputed")
         sound: dict[str, Judged] = {}
         for name in names:
-            note(f"recompute {name}")
             try:
                 judged = Judged(archive, name, pipeline)
+                note(f"recompute {judged.title}")
                 verdict.cells[judged.short] = judged.title
                 verdict.unknown_metrics += judged.unknown_metrics
                 verdict.records[judged.short] = judged.differences(tolerance)

@@ -487,7 +487,7 @@ def test_a_run_keeps_what_it_is_told_to_and_what_was_dropped_is_made_again(
     assert sum(name.startswith("protect/") for name in run.store.built) == 1
     code, _, err = call(monkeypatch, capsys, "score", "--output", output, "-q")
     assert code == 1
-    assert err.count("its pictures were dropped (--keep records); run the cell again with --keep pictures") == 1  # the other's are back
+    assert err.count("its pictures were dropped (--keep records); run the cell again with --keep pictures") == err.count("\n") > 0
 
 
 def test_score_computes_a_new_metric_from_stored_pictures_alone(reduced, monkeypatch, capsys, tiny_epsilon, finished, tmp_path) -> None:

@@ -103,10 +103,10 @@ class Build:
         from .denoiser import scheduler
 
         pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(self.work / "vae"),
-            text_encoder=CLIPTextModel.from_pretrained(self.work / "text_encoder"),
+            vae=AutoencoderKL.from_pretrained(self.work / "vae", use_safetensors=True),
+            text_encoder=CLIPTextModel.from_pretrained(self.work / "text_encoder", use_safetensors=True),
             tokenizer=self._tokenizer(),
-            unet=UNet2DConditionModel.from_pretrained(self.work / "unet"),
+            unet=UNet2DConditionModel.from_pretrained(self.work / "unet", use_safetensors=True),
             scheduler=scheduler(),
             safety_checker=None,
             feature_extractor=None,
