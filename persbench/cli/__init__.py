@@ -39,6 +39,8 @@ def main() -> None:
             raise
         print(f"persbench: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # as which typer passes on Ctrl-C
+            raise
         print("persbench: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
