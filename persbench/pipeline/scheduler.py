@@ -17,7 +17,7 @@ from .costs import Cost, Kind
 from .executors.base import Executor, Outcome, Task
 from .results import Result, save
 from .spec import Cell
-from .stages import MODELS_KEPT, Node, Pipelines, walk
+from .stages import MODELS_KEPT, NO_FILES, READS, Node, Pipelines
 from .store import Store, StoreError
 from .upkeep import Keep, Keeper
 
@@ -64,8 +64,7 @@ class Scheduler:
         keep: Keep = "all",
     ) -> None:
         self.cells, self.store, self.output, self.executor = cells, store, output, executor
-        self.fail_fast, self.debug = fail_fast, debug
-        self.keeper = Keeper(store, keep)
+        self.fail_fast, self.debug, self.keeper = fail_fast, debug, Keeper(store, keep)
         self.results: dict[int, Result] = {}
         self.waiting: dict[str, Waiting] = {}
         self.records: dict[str, int] = {}  # key of a record to the cell that ends with it
@@ -92,30 +91,27 @@ class Scheduler:
         groups: dict[int, tuple[int, str]] = {}  # cell to its pipeline and release
         numbers: dict[tuple, int] = {}
         lengths: dict[tuple[int, str], float] = {}
-        finished: list[list[str]] = []  # keys of the stages of cells that have a record
         self.known = costs.recorded(self.store.root)
         gc.freeze()  # what is loaded by now stays
         for index, cell in enumerate(self.cells):
             try:
                 record = pipelines.of(cell).plan(cell)
                 key = record.key
+                self.keeper.plan(record)
             except PersbenchError as error:
                 self._no_record(index, error)
                 if self._stopped():
                     return
                 continue
-            self.keeper.expect(record)
             done = self.store.find("record", key)
             if done and done.manifest.get("complete", True):
                 self.results[index] = save(self.output, cell, done.folder)
-                finished.append([each.key for each in walk(record)] if self.keeper.drops else [])
                 continue
             number = numbers.setdefault(pipelines.name(cell), len(numbers))
             self.records[key] = index
             group = groups[index] = (number, record.uses)
             lengths[group] = max(lengths.get(group, 0.0), self._need(record, index, number))
-        for key in (each for keys in finished for each in keys):
-            self.keeper.finished(key)
+        self.keeper.begin()
         # A release's cells stand together. With several workers the longest come first, so that none is left alone with a long one.
         first: dict[tuple[int, str], int] = {}
         for index, group in groups.items():
@@ -134,19 +130,25 @@ class Scheduler:
             if not waiting.inputs:
                 bisect.insort(self.ready, (waiting.order, key))
 
-    def _need(self, node: Node, index: int, pipeline: int) -> float:
-        """Enter a stage that the store does not have, with all that it needs; returns the seconds of the longest chain up to it."""
+    def _need(self, node: Node, index: int, pipeline: int, kinds: frozenset[str] = NO_FILES) -> float:
+        """Enter a stage that the store does not have, or not with its files of `kinds`, and all that it needs.
+
+        Returns the seconds of the longest chain up to it.
+        """
         key = node.key
-        if key in self.chains:
+        if key in self.waiting or (key in self.chains and not self.keeper.lacks(node, kinds)):
             return self.chains[key]
-        if node.stage != "record" and self.store.has(node.stage, key):  # a record is looked at before: it may be there with errors
+        # A record is looked at before: it may be there with errors.
+        if node.stage != "record" and self.store.has(node.stage, key) and not self.keeper.lacks(node, kinds):
             return self.chains.setdefault(key, 0.0)
-        before = {each.key: self._need(each, index, pipeline) for each in node.inputs}
+        before = {each.key: self._need(each, index, pipeline, READS[node.stage]) for each in node.inputs}
         kind = (node.stage, node.plugin)
         spent = self.known.get(kind)
         task = Task(key, node.stage, node.title, self.cells[index], index, node.uses, spent.peak_mib if spent else 0.0)
         self.waiting[key] = Waiting(task, {each for each in before if each in self.waiting}, pipeline)
-        return self.chains.setdefault(key, max(before.values(), default=0.0) + costs.seconds(self.known, kind))
+        self.keeper.reads(node)
+        self.chains[key] = max(before.values(), default=0.0) + costs.seconds(self.known, kind)
+        return self.chains[key]
 
     def _number(self, order: Mapping[int, int]) -> None:
         """Give tasks their place: that of the first cell that needs them, and within a cell as they were entered (needed ones first)."""
@@ -207,14 +209,12 @@ class Scheduler:
         self.executor.start(worker, waiting.task)
 
     def _finish(self, outcome: Outcome) -> None:
-        if isinstance(outcome.error, StoreError):  # the next stage would meet it too
+        if isinstance(outcome.error, StoreError):  # every other stage would meet it too
             raise outcome.error
         if outcome.error:
             self._fail(outcome.key, outcome.error)
             return
         waiting = self.waiting.pop(outcome.key)
-        if outcome.key not in self.records:
-            self.keeper.finished(outcome.key)
         for key in waiting.dependents:
             dependent = self.waiting.get(key)
             if dependent:
@@ -224,9 +224,9 @@ class Scheduler:
         if outcome.key in self.records:
             index = self.records[outcome.key]
             self.results[index] = save(self.output, self.cells[index], self.store.folder("record", outcome.key))
-            record = self.store.peek("record", outcome.key)
-            if record and record.manifest["complete"]:  # one that is not is scored again, from its pictures
-                self.keeper.finished(outcome.key)
+            if any(row["value"] is None for row in (self.results[index].record or {})["rows"]):
+                return  # it is scored again, from its pictures
+        self.keeper.finished(outcome.key)
 
     def _fail(self, key: str, error: PersbenchError) -> None:
         """A failed stage is an error of all cells that need it; others go on."""

@@ -66,7 +66,7 @@ class Specification(BaseModel):
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="fp32, fp16 or bf16 (mixed precision).")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, ...")
     keep: Literal["all", "pictures", "records"] = Field(
-        "pictures", description="What stays once it is no longer needed: all, pictures (no weights) or records."
+        "pictures", description="What stays once the run needs it no more: all, pictures (no weights), or records."
     )
     executor: Literal["local", "ray"] = Field("local", description="local: this machine; ray: a Ray cluster.")
     workers: int = Field(0, ge=0, description="Worker processes on this machine; 0 works in the command's own process.")

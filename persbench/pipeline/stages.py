@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 FORMATS = {"protect": 1, "counter": 1, "tamper": 1, "personalize": 1, "generate": 1, "score": 1, "record": 1}
 WEIGHTS, ROWS = "weights.safetensors", "rows.json"
 MODELS_KEPT = 3
+PLANS_KEPT = 20_000  # nodes and what they are made of that planning remembers
+PLUGINS = {"protect": "method", "counter": "countermeasure", "tamper": "tamper", "personalize": "personalizer", "score": "metric"}
+T = TypeVar("T")
 # Files that a stage reads of its inputs. What `--keep` dropped is made again only for a stage that reads it.
 PICTURE_FILES, WEIGHT_FILES, NO_FILES = frozenset({".png"}), frozenset({".safetensors"}), frozenset[str]()
 READS = {
@@ -50,9 +53,6 @@ READS = {
     "score": PICTURE_FILES,
     "record": PICTURE_FILES,
 }
-PLANS_KEPT = 20_000  # nodes and what they are made of that planning remembers
-PLUGINS = {"protect": "method", "counter": "countermeasure", "tamper": "tamper", "personalize": "personalizer", "score": "metric"}
-T = TypeVar("T")
 
 
 def plugin_name(stage: str, content: Mapping[str, Any]) -> str:
@@ -134,6 +134,12 @@ class Prompts(NamedTuple):
     texts: tuple[str, ...]
     frozen: Frozen
     digest: str
+
+    @classmethod
+    def of(cls, texts: tuple[str, ...]) -> Prompts:
+        """Prompts of these texts."""
+        listed = list(texts)
+        return cls(texts, Frozen(listed), digest(listed))
 
 
 class Said(NamedTuple):
@@ -360,7 +366,7 @@ class Pipeline:
             for each in given:
                 self.base.identifier_tokens(each.words.identifier, each.words.instance_prompt)
             rng = torch.Generator().manual_seed(seed_of("protect", cell.method, *(s.name for s in group), cell.seed))
-            with lent(self, cell.method, base):
+            with lent(self, cell.method, self._base):
                 release = configured.fresh().protect(given, self.base, budget, rng)
             if not isinstance(release, Release):
                 raise PersbenchError(f"{cell.method} must return a Release; it returned {type(release).__name__}")
@@ -394,7 +400,7 @@ class Pipeline:
 
     def _class_prompts(self, noun: str, count: int) -> Prompts:
         words = Words("", noun, self.track.protocol.template)
-        return self._once(("class prompts", noun, count), lambda: as_prompts((words.class_prompt,) * count))
+        return self._once(("class prompts", noun, count), lambda: Prompts.of((words.class_prompt,) * count))
 
     def adversary(self, cell: Cell, subject: TrackSubject | None) -> Adversary:
         """What the adversary has besides the release; nothing of a subject for what all subjects share."""
@@ -405,9 +411,11 @@ class Pipeline:
         clean = pictures.read(subject.spares, self.size) if subject else torch.empty(0, 3, self.size, self.size)
         return Adversary(self.base, clean, self.track.language, drawn)
 
-    def _means(self, cell: Cell, plugin: Tamper | Personalizer, nouns: Sequence[str]) -> tuple[Node, ...]:
+    def _means(self, cell: Cell, plugin: Tamper | Personalizer) -> tuple[Node, ...]:
         """The class pictures that a part of an attack needs, so that they are there before it."""
-        return tuple(self.class_pictures(cell, noun) for noun in nouns) if plugin.uses_class_pictures else ()
+        if not plugin.uses_class_pictures:
+            return ()
+        return tuple(self.class_pictures(cell, noun) for noun in self.track.language.class_nouns)
 
     def counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
         """The photos after a countermeasure."""
@@ -447,7 +455,7 @@ class Pipeline:
         configured = self._plugin("tampers", part.name, cell, part.options)
         if not configured.plugin.changes_model:
             return model
-        means = self._means(cell, configured.plugin, self.track.language.class_nouns)
+        means = self._means(cell, configured.plugin)
         parts = {
             "tamper": configured.identity,
             "model": model.id,
@@ -461,8 +469,8 @@ class Pipeline:
             rng = torch.Generator().manual_seed(seed_of("tamper", part, cell.seed))
             start = self.model(model)
             with lent(self, part.name, model, self._base):
-                result = configured.fresh().tamper(start, self.adversary(cell, None), rng)
-            save_weights(result, self.base, folder, part.name)
+                tampered = configured.fresh().tamper(start, self.adversary(cell, None), rng)
+            save_weights(tampered, self.base, folder, part.name)
 
         needs = ((model.node,) if model.node else ()) + means
         node = Node("tamper", f"{part} on the released model", parts, build, needs, part.name, model.id)
@@ -485,7 +493,7 @@ class Pipeline:
             shift = self._plugin("prompt_shifts", attack.prompt_shift.name, cell, attack.prompt_shift.options)
             words = shift.fresh().shift(words, language)
         words = personalizer.words(words, language) if personalizer.trains else replace(words, identifier="")
-        return Said(words, Frozen(asdict(words)), as_prompts(self.prompts(words)))
+        return Said(words, Frozen(asdict(words)), Prompts.of(self.prompts(words)))
 
     def personalize(self, cell: Cell, attack: Attack, photos: Ref, model: Ref, subject: TrackSubject) -> tuple[Ref, Said]:
         """The model that has learned the photos, and the words that the adversary used."""
@@ -493,7 +501,7 @@ class Pipeline:
         said = self._once(("said", cell.attack, cell.options, subject.name), lambda: self._said(cell, attack, configured.fresh(), subject))
         if not configured.plugin.trains:
             return model, said
-        words, means = said.words, self._means(cell, configured.plugin, (said.words.class_noun,))
+        words, means = said.words, self._means(cell, configured.plugin)
         parts = {
             "personalizer": configured.identity,
             "words": said.frozen,
@@ -551,9 +559,9 @@ class Pipeline:
     def prompts(self, words: Words) -> tuple[str, ...]:
         """The evaluation prompts for the words of an adversary; without identifier those of the class."""
         protocol = self.track.protocol
+        phrase = f"{words.identifier} {words.class_noun}" if words.identifier else f"a {words.class_noun}"
         asked = [p.replace(protocol.template, words.template, 1) if p.startswith(protocol.template) else p for p in protocol.prompts]
-        each = [replace(words, template=template) for template in asked for _ in range(protocol.pictures_per_prompt)]
-        return tuple(w.instance_prompt if w.identifier else w.class_prompt for w in each)
+        return tuple(p.format(phrase) for p in asked for _ in range(protocol.pictures_per_prompt))
 
     @planning
     def plan(self, cell: Cell) -> Node:
@@ -621,9 +629,10 @@ class Pipeline:
 
     def _asked(self, target: TrackSubject) -> Prompts:
         """The evaluation prompts of a subject without identifier: what its pictures are held against."""
-        return self._once(("asked", target.name), lambda: as_prompts(self.prompts(replace(self.track.words(target), identifier=""))))
+        return self._once(("asked", target.name), lambda: Prompts.of(self.prompts(replace(self.track.words(target), identifier=""))))
 
     def wanted(self, node: Node, prompts: Prompts, target: TrackSubject | None, noun: str) -> Wanted:
+        """A picture set of a cell."""
         references = self._once(("references", target.name), lambda: self._photos_digest(target.references)) if target else ""
         frozen = Frozen({"pictures": node.key, "references": references, "prompts": prompts.digest})
         return Wanted(node, prompts.texts, target, noun, frozen)
@@ -638,9 +647,9 @@ class Pipeline:
         subject: TrackSubject,
         group: Group,
         released: Ref,
-        model: Ref | None = None,
+        model: Ref,
     ) -> Node:
-        """The record node over a cell's picture sets and its other stages; `model`: the released one."""
+        """The record node over a cell's picture sets and stages; `released`, `model`: what the method gave to the world."""
         metrics: dict[str, Configured] = self._once(("metrics", cell.options), lambda: self._metrics(cell))
         sets, stages, inputs = group.sets, group.stages, tuple(group.nodes.values())
         score_parts = {
@@ -708,7 +717,7 @@ class Pipeline:
         options = self._once(("options", cell.options), lambda: Frozen(cell.options))
         parts = {"cell": {**cell.to_dict(), "options": options}, "scores": score_keys}
         title = f"{cell.method} · {cell.attack} · {cell.subject}"
-        return Node("record", title, parts, build, inputs, uses=model.id if model else "")
+        return Node("record", title, parts, build, inputs, uses=model.id)
 
     def _sheet(self, sets: Mapping[str, Wanted], subject: TrackSubject, released: Ref, path: Path) -> None:
         rows = [pictures.read(subject.published, self.size), self.photos(released, subject)]
@@ -756,11 +765,6 @@ class Pipelines:
             self._loaded.release_memory()
         self._loaded = chosen
         return chosen
-
-
-def as_prompts(texts: tuple[str, ...]) -> Prompts:
-    listed = list(texts)
-    return Prompts(texts, Frozen(listed), digest(listed))
 
 
 def check_photos(name: str, before: torch.Tensor, after: torch.Tensor | None, budget: Budget) -> None:

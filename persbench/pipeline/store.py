@@ -96,11 +96,11 @@ class Store:
         """Where an artefact lies, whether it exists or not."""
         return self.root / stage / key
 
+    # --- reading
+
     def has(self, stage: str, key: str) -> bool:
         """Whether there is an artefact, whose files are not looked at."""
         return (self.folder(stage, key) / MANIFEST).is_file()
-
-    # --- reading
 
     def _manifest(self, stage: str, key: str) -> tuple[Artefact | None, list[str]]:
         """An artefact as its manifest has it, or None; and the manifest's name where it is damaged."""

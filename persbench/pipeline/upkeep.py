@@ -22,37 +22,53 @@ DROPS: dict[Keep, dict[str, frozenset[str]]] = {"all": {}, "pictures": _WEIGHTS,
 class Keeper:
     """Drops an artefact's large files once every stage of a run that reads them is done.
 
-    Tell it all cells before the first one begins (`expect`), then every stage that is done, by key (`finished`), or whole cells (`done`).
-    What a failed stage still needs stays.
+    Tell it all cells (`plan`) and the stages that will run (`reads`) before the first one begins (`begin`), then every one that is done
+    (`finished`). What a failed stage still needs stays.
     """
 
     def __init__(self, store: Store, keep: Keep) -> None:
         self.store, self.drops = store, DROPS[keep]
-        self._readers: dict[str, set[str]] = {}  # key of an artefact -> keys of the stages that still read its files
-        self._reads: dict[str, list[tuple[str, str]]] = {}  # key of a stage -> stages and keys of what it reads that is to be dropped
+        self._large: dict[str, str] = {}  # key of an artefact with files to be dropped -> its stage
+        self._readers: dict[str, set[str]] = {}  # the same -> keys of the stages that still read it
+        self._reads: dict[str, list[str]] = {}  # key of a stage -> what it reads
+        self._dropped: dict[str, frozenset[str]] = {}  # key of an artefact -> kinds of files that were dropped before the run
 
-    def expect(self, root: Node) -> None:
-        """Count the stages of a cell, before the run begins."""
-        for node in walk(root) if self.drops else ():
-            large = [(each.stage, each.key) for each in node.inputs if self.drops.get(each.stage, NO_FILES) & READS[node.stage]]
-            if large:
-                self._reads[node.key] = large
-            for _, key in large:
-                self._readers.setdefault(key, set()).add(node.key)
+    def plan(self, root: Node) -> None:
+        """A cell that belongs to the run."""
+        if self.drops:
+            self._large |= {node.key: node.stage for node in walk(root) if node.stage in self.drops}
+
+    def reads(self, node: Node) -> None:
+        """A stage that will run."""
+        for needed in node.inputs:
+            if self.drops.get(needed.stage, NO_FILES) & READS[node.stage]:
+                self._readers.setdefault(needed.key, set()).add(node.key)
+                self._reads.setdefault(node.key, []).append(needed.key)
+
+    def lacks(self, node: Node, kinds: frozenset[str]) -> bool:
+        """Whether a stage that reads files of `kinds` would have to make an artefact again."""
+        if not kinds & DROPS["records"].get(node.stage, NO_FILES):
+            return False
+        if node.key not in self._dropped:
+            found = self.store.peek(node.stage, node.key)
+            self._dropped[node.key] = frozenset(Path(name).suffix for name in (found.manifest.get("dropped", ()) if found else ()))
+        return bool(kinds & self._dropped[node.key])
+
+    def begin(self) -> None:
+        """Drop what earlier runs left and no stage of this one reads."""
+        for key in [key for key in self._large if key not in self._readers]:
+            self._drop(key)
 
     def finished(self, key: str) -> None:
         """A stage is in the store and will not read its inputs again."""
-        for stage, needed in self._reads.pop(key, ()):
-            readers = self._readers[needed]
-            readers.discard(key)
-            if not readers:
-                self.store.drop(stage, needed, self.drops[stage])
+        for needed in self._reads.pop(key, ()):
+            self._readers[needed].discard(key)
+            if not self._readers[needed]:
+                self._drop(needed)
 
-    def done(self, root: Node, complete: bool = True) -> None:
-        """A cell has its record; one that is not complete is scored again, from its pictures."""
-        for node in walk(root):
-            if complete or node is not root:
-                self.finished(node.key)
+    def _drop(self, key: str) -> None:
+        stage = self._large[key]
+        self.store.drop(stage, key, self.drops[stage])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from persbench.errors import PersbenchError
 from persbench.pipeline.spec import Cell
-from persbench.pipeline.store import StoreError
 from persbench.progress import reporter
 
 
@@ -55,18 +54,6 @@ class Executor(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop all work at once; what is half done leaves nothing in the store."""
-
-
-def told(error: PersbenchError) -> tuple[str, bool]:
-    """An error as it goes from process to process: its message, and whether the whole store is to blame."""
-    return str(error), isinstance(error, StoreError)
-
-
-def heard(message: str, store: bool) -> PersbenchError:
-    """The error that was told."""
-    from persbench.pipeline.stages import StageError
-
-    return (StoreError if store else StageError)(message)
 
 
 def report(worker: int, event: tuple[Any, ...]) -> None:

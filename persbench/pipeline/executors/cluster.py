@@ -11,8 +11,10 @@ from typing import Any
 
 from persbench.errors import PersbenchError
 from persbench.pipeline.spec import Cell
+from persbench.pipeline.stages import StageError
+from persbench.pipeline.store import StoreError
 
-from .base import Executor, Outcome, Task, heard, report, told
+from .base import Executor, Outcome, Task, report
 from .worker import Runner, Sender, prepare
 
 RETRIES = 5  # of a task whose node or process dies
@@ -46,14 +48,14 @@ def _runner(root: str, threads: int) -> Runner:
 
 
 def perform(root: str, threads: int, why: bool, events: Any, cell: Cell, key: str) -> tuple[str, bool]:
-    """A task: run a stage; returns what went wrong, or "", and whether it is the store's."""
+    """A task: run a stage; returns what went wrong, or "", and whether it is a StoreError."""
     from persbench.progress import set_reporter
 
     set_reporter(Sender(lambda event: events.add.remote(key, event), why))
     try:
         _runner(root, threads).run(cell, key)
     except PersbenchError as error:
-        return told(error)
+        return str(error), isinstance(error, StoreError)
     return "", False
 
 
@@ -115,13 +117,14 @@ class Cluster(Executor):
     def _ended(self, reference: Any) -> Outcome:
         worker, task = self.at_work.pop(reference)
         title, _ = self.began.pop(task.key, (task.title, 0.0))
+        fatal = False
         try:
-            message, store = self.ray.get(reference)
+            message, fatal = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            message, store = f"{task.title}: {str(error).strip().splitlines()[0]}", False
+            message = f"{task.title}: {str(error).strip().splitlines()[0]}"
         if reference in self.late:
-            message, store = f"{title}: it took more than {self.timeout:g} s (--timeout)", False
-        return Outcome(worker, task.key, heard(message, store) if message else None)
+            message = f"{title}: it took more than {self.timeout:g} s (--timeout)"
+        return Outcome(worker, task.key, (StoreError if fatal else StageError)(message) if message else None)
 
     def close(self) -> None:
         for reference in self.at_work:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from persbench.pipeline.stages import StageError
+from persbench.pipeline.store import StoreError
 
-from .base import Executor, Outcome, Task, heard, report
+from .base import Executor, Outcome, Task, report
 from .worker import serve
 
 ATTEMPTS = 2  # of a stage whose worker process dies
@@ -93,7 +94,7 @@ class Processes(Executor):
                 if event[0] == "done":
                     assert task
                     worker.task = None
-                    return Outcome(worker.number, task.key, heard(*event[1:]) if event[1] else None)
+                    return Outcome(worker.number, task.key, (StoreError if event[2] else StageError)(event[1]) if event[1] else None)
                 self._heard(worker, event)
         except (EOFError, OSError):
             return self._died(worker)

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 from persbench.errors import PersbenchError
 from persbench.progress import Reporter, set_reporter
 
-from .base import told
-
 if TYPE_CHECKING:
     from persbench.pipeline.spec import Cell
     from persbench.pipeline.store import Store
@@ -37,7 +35,9 @@ class Runner:
 
     def run(self, cell: Cell, key: str) -> None:
         """Run a stage of a cell. Raises PersbenchError."""
-        self.pipelines.at_work(cell).node(cell, key).run(self.store)
+        from persbench.pipeline.stages import PICTURE_FILES, WEIGHT_FILES
+
+        self.pipelines.at_work(cell).node(cell, key).run(self.store, PICTURE_FILES | WEIGHT_FILES)  # all of it, whatever was dropped
 
 
 class Sender(Reporter):
@@ -67,7 +67,7 @@ def prepare(threads: int) -> None:
 
 
 def serve(pipe: Connection, root: str, threads: int, gpu: str, why: bool, debug: bool) -> None:
-    """A worker process: takes (cell, key) until it is killed or its parent is gone; answers ("done", error or "", is it the store's)."""
+    """A worker process: takes (cell, key) until it is killed or its parent is gone; answers ("done", error or "", is it a StoreError)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent kills us
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -80,7 +80,7 @@ def serve(pipe: Connection, root: str, threads: int, gpu: str, why: bool, debug:
 
     threading.Thread(target=follow, daemon=True).start()
     prepare(threads)
-    from persbench.pipeline.store import Store
+    from persbench.pipeline.store import Store, StoreError
 
     runner = Runner(Store(Path(root)))
     set_reporter(Sender(pipe.send, why))
@@ -94,4 +94,4 @@ def serve(pipe: Connection, root: str, threads: int, gpu: str, why: bool, debug:
             except PersbenchError as error:
                 if debug:
                     traceback.print_exc()
-                pipe.send(("done", *told(error)))
+                pipe.send(("done", str(error), isinstance(error, StoreError)))
