@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 T = TypeVar("T")
 PLAIN_SECONDS = 20.0
@@ -20,16 +21,16 @@ class Reporter:
 
     why = False  # say of each stage why it has to run
 
-    def stage(self, title: str) -> None:
-        """A stage begins."""
+    def stage(self, title: str, worker: int = 0) -> None:
+        """A stage begins; `worker`: which worker process has it, from 1, or 0 for this process."""
 
-    def advance(self, description: str, done: int, total: int) -> None:
+    def advance(self, description: str, done: int, total: int, worker: int = 0) -> None:
         """`done` of `total` steps of the present stage are behind us."""
 
     def cell(self, done: int, total: int, title: str) -> None:
         """`done` of `total` cells are finished; the next one is `title`."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, worker: int = 0) -> None:
         """A remark on the present stage."""
 
     def close(self) -> None:
@@ -42,16 +43,19 @@ class PlainReporter(Reporter):
     def __init__(self, console: Console) -> None:
         self.console, self.last = console, time.monotonic()
 
-    def stage(self, title: str) -> None:
-        self.console.print(f"  {title}", highlight=False)
+    def _say(self, text: str, worker: int) -> None:
+        self.console.print(f"  {f'worker {worker}: ' if worker else ''}{text}", highlight=False, markup=False)
+
+    def stage(self, title: str, worker: int = 0) -> None:
+        self._say(title, worker)
         self.last = time.monotonic()
 
-    def note(self, text: str) -> None:
-        self.console.print(f"    {text}", highlight=False, markup=False)
+    def note(self, text: str, worker: int = 0) -> None:
+        self._say(f"  {text}", worker)
 
-    def advance(self, description: str, done: int, total: int) -> None:
+    def advance(self, description: str, done: int, total: int, worker: int = 0) -> None:
         if time.monotonic() - self.last > PLAIN_SECONDS:
-            self.console.print(f"    {description} {done}/{total}", highlight=False)
+            self._say(f"  {description} {done}/{total}", worker)
             self.last = time.monotonic()
 
     def cell(self, done: int, total: int, title: str) -> None:
@@ -59,7 +63,7 @@ class PlainReporter(Reporter):
 
 
 class BarReporter(Reporter):
-    """Two bars: all cells, and the stage at work."""
+    """One bar for all cells, and one for the stage that each worker is at."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -75,21 +79,25 @@ class BarReporter(Reporter):
         )
         self.bars.start()
         self.cells = self.bars.add_task("cells", total=None)
-        self.work = self.bars.add_task("", total=None, visible=False)
-        self.title = ""
+        self.work: dict[int, TaskID] = {}
+        self.titles: dict[int, str] = {}
 
-    def stage(self, title: str) -> None:
-        self.title = title
-        self.bars.reset(self.work, description=title, total=None, visible=True)
+    def stage(self, title: str, worker: int = 0) -> None:
+        self.titles[worker] = title
+        if worker not in self.work:
+            self.work[worker] = self.bars.add_task(title, total=None)
+        self.bars.reset(self.work[worker], description=title, total=None)
 
-    def advance(self, description: str, done: int, total: int) -> None:
-        self.bars.update(self.work, completed=done, total=total, description=f"{self.title} · {description}"[:60])
+    def advance(self, description: str, done: int, total: int, worker: int = 0) -> None:
+        if worker in self.work:
+            text = f"{self.titles[worker]} · {description}"[:60]
+            self.bars.update(self.work[worker], completed=done, total=total, description=text)
 
     def cell(self, done: int, total: int, title: str) -> None:
         self.bars.update(self.cells, completed=done, total=total, description=title)
 
-    def note(self, text: str) -> None:
-        self.bars.console.print(f"{self.title}: {text}", highlight=False, markup=False)
+    def note(self, text: str, worker: int = 0) -> None:
+        self.bars.console.print(f"{self.titles.get(worker, '')}: {text}", highlight=False, markup=False)
 
     def close(self) -> None:
         self.bars.stop()
@@ -101,6 +109,11 @@ _active: ContextVar[Reporter | None] = ContextVar("persbench_reporter", default=
 def reporter() -> Reporter:
     """The reporter in charge; a silent one by default."""
     return _active.get() or Reporter()
+
+
+def set_reporter(chosen: Reporter) -> None:
+    """Put a reporter in charge for good: that of a worker process."""
+    _active.set(chosen)
 
 
 @contextmanager

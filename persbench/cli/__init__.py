@@ -8,7 +8,7 @@ import typer
 
 from persbench.errors import PersbenchError
 
-from . import compare, leaderboard, list_, run, score, store, submit
+from . import compare, leaderboard, list_, plan, run, score, store, submit
 
 app = typer.Typer(
     name="persbench",
@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("schema")(plan.print_schema)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("compare")(compare.compare)
 app.command("score")(score.score)

@@ -22,7 +22,7 @@ def score(
     from rich.console import Console
 
     from persbench.pipeline.rescore import cell_of, rescored
-    from persbench.pipeline.stages import Pipeline
+    from persbench.pipeline.stages import Pipelines
     from persbench.pipeline.store import Store, StoreError, write_atomically
     from persbench.progress import reporting
 
@@ -30,7 +30,7 @@ def score(
     if not paths:
         raise PersbenchError(f"no records in {output / 'records'}; run something first: persbench run --method persguard-target")
     console, store = Console(stderr=True), Store(output / "store")
-    pipelines: dict[tuple[str, str, str, str], Pipeline] = {}
+    pipelines = Pipelines(store)
     changed, failed = 0, 0
     with reporting(console, quiet) as report:
         for number, path in enumerate(paths):
@@ -41,10 +41,7 @@ def score(
                 if record.get("status", "ok") != "ok":
                     continue
                 cell = cell_of(record)
-                place = (cell.track, cell.base, cell.precision, cell.device)
-                if place not in pipelines:
-                    pipelines[place] = Pipeline(cell.track, cell.base, store, cell.precision, cell.device)
-                new = rescored(record, pipelines[place]).run(store).path("record.json").read_text("utf-8")
+                new = rescored(record, pipelines.at_work(cell)).run(store).path("record.json").read_text("utf-8")
             except StoreError:
                 raise
             except (PersbenchError, ValueError, KeyError, TypeError) as error:

@@ -88,7 +88,7 @@ def lent(pipeline: Pipeline, name: str, *refs: Ref) -> Iterator[None]:
     finally:
         moved = versions() != before
         if moved:
-            pipeline.forget_models()
+            pipeline.release_memory()
     if moved and any(model.difference(pipeline.model(ref)) for ref, model in models):
         raise PersbenchError(f"{name} changed a model that was lent to it; it must clone what it changes")
 

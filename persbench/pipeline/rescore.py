@@ -12,8 +12,8 @@ from persbench.contracts import Words
 from persbench.errors import PersbenchError
 from persbench.tracks.base import Track, TrackSubject
 
-from .spec import Cell
-from .stages import PICTURE_FILES, Node, Pipeline, Ref
+from .spec import Attack, Cell
+from .stages import PICTURE_FILES, Group, Node, Pipeline, Prompts, Ref
 from .store import Store
 
 # Pictures depend on these parts of a protocol; scores of pictures of another one cannot be compared.
@@ -49,10 +49,13 @@ def cell_of(record: Mapping[str, Any]) -> Cell:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Cell).validate_python(record.get("cell"))
+        return TypeAdapter(Cell).validate_python(vars(Cell.from_dict(record["cell"])))
     except ValidationError as error:
         first = error.errors()[0]
-        raise PersbenchError(f"the record has no sound cell: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise PersbenchError(f"the record has no sound cell: {reason}")
 
 
 def same_protocol(track: Track, record: Mapping[str, Any]) -> None:
@@ -70,12 +73,16 @@ def rescored(record: Mapping[str, Any], pipeline: Pipeline) -> Node:
     asked, keys = asked_sets(pipeline, cell), record["pictures"]
     if set(asked) != set(keys):
         raise PersbenchError(f"the record has other picture sets than its cell: {', '.join(sorted(set(asked) ^ set(keys)))}")
-    sets = {label: (_stored(store, "generate", keys[label]), each.prompts, each.target, each.class_noun) for label, each in asked.items()}
+    sets = {
+        label: pipeline.wanted(_stored(store, "generate", keys[label]), Prompts.of(each.prompts), each.target, each.class_noun)
+        for label, each in asked.items()
+    }
     stages = {label: _stored(store, _stage(parts), record["stages"][label]["key"]) for label, parts in record["configs"].items()}
     subject, protection = pipeline.track.subject(cell.subject), stages.get("protect")
     changed = protection is not None and record["configs"]["protect"]["budget_levels"] is not None
     released = Ref(f"protect:{protection.key}", protection) if protection and changed else pipeline.published(subject)
-    return pipeline.record(cell, subject, sets, stages, released)
+    group = Group.of(Group.made(sets, stages))
+    return pipeline.record(cell, Attack.parse(cell.attack), subject, group, released, Ref("", None))
 
 
 def _stage(parts: Mapping[str, Any]) -> str:

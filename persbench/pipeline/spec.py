@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -96,6 +98,22 @@ class Cell:
     precision: str = "fp32"
     device: str = "cpu"
     options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()  # plug-in name -> options given for this run
+    protocol: str = ""  # JSON of the protocol's numbers that this run replaces; "": the track's standard protocol
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for keys and records; a standard protocol is not mentioned."""
+        found = dict(vars(self))  # all values are plain: asdict would copy them one by one
+        if self.protocol:
+            return found | {"protocol": json.loads(self.protocol)}
+        del found["protocol"]
+        return found
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Cell:
+        """A cell as a record holds it."""
+        options = tuple((name, tuple((key, value) for key, value in given)) for name, given in found["options"])
+        protocol = json.dumps(found["protocol"], sort_keys=True, separators=(",", ":")) if "protocol" in found else ""
+        return cls(**{**found, "group": tuple(found["group"]), "options": options, "protocol": protocol})
 
     def options_of(self, plugin: str) -> dict[str, Any]:
         """The run's own options for a plug-in."""
@@ -118,6 +136,7 @@ class RunSpec:
     precision: str = "fp32"
     device: str = "cpu"
     options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = field(default=())
+    protocol: str = ""
 
     def cells(self) -> list[Cell]:
         """All cells; a subject's cells stand together, so that what they share is warm."""
@@ -135,6 +154,7 @@ class RunSpec:
                 self.precision,
                 self.device,
                 self.options,
+                self.protocol,
             )
             for seed in self.seeds
             for subject, group in self._groups()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ from persbench.provenance import cost, environment, source_digest
 from persbench.tracks.base import Track, TrackSubject
 
 from .checks import check_model, check_pictures, check_rows, lent, planning
+from .keys import HOLE, Frozen, compose, key_of, key_of_text, quoted, thaw
 from .spec import Attack, Cell, Part, seed_of
 from .store import FATAL, Artefact, Store, StoreError, digest, file_digest
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 FORMATS = {"protect": 1, "counter": 1, "tamper": 1, "personalize": 1, "generate": 1, "score": 1, "record": 1}
 WEIGHTS, ROWS = "weights.safetensors", "rows.json"
 MODELS_KEPT = 3
+PLANS_KEPT = 20_000  # nodes and what they are made of that planning remembers
+PLUGINS = {"protect": "method", "counter": "countermeasure", "tamper": "tamper", "personalize": "personalizer", "score": "metric"}
+T = TypeVar("T")
 # Files that a stage reads of its inputs. What `--keep` dropped is made again only for a stage that reads it.
 PICTURE_FILES, WEIGHT_FILES, NO_FILES = frozenset({".png"}), frozenset({".safetensors"}), frozenset[str]()
 READS = {
@@ -51,11 +55,16 @@ READS = {
 }
 
 
+def plugin_name(stage: str, content: Mapping[str, Any]) -> str:
+    """The plug-in that a stage's key content, as a manifest has it, names; "" where there is none."""
+    return content[PLUGINS[stage]]["name"] if stage in PLUGINS else ""
+
+
 class StageError(PersbenchError):
     """A stage failed; the message names it and what was raised."""
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class Node:
     """A stage to be run: what its key is made of, what it needs, and how it is built."""
 
@@ -64,16 +73,17 @@ class Node:
     parts: dict[str, Any]
     build: Callable[[Path], dict[str, Any] | None] = field(repr=False)
     inputs: tuple[Node, ...] = ()
+    plugin: str = ""  # the name of the plug-in at work
+    uses: str = ""  # the model that it works on, by Ref.id
+    key: str = field(init=False)  # of the artefact
 
-    @cached_property
+    def __post_init__(self) -> None:
+        self.key = key_of({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
+
+    @property
     def content(self) -> dict[str, Any]:
         """What the key is a hash of."""
-        return {"stage": self.stage, "format": FORMATS[self.stage], **self.parts}
-
-    @cached_property
-    def key(self) -> str:
-        """The key of the artefact."""
-        return digest(self.content)
+        return thaw({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
 
     def run(self, store: Store, kinds: frozenset[str] = NO_FILES) -> Artefact:
         """The artefact, from the store or built now with all it needs; its files of `kinds` are there, others may have been dropped.
@@ -118,15 +128,113 @@ class Ref:
     node: Node | None  # None: the published photos, or the base model
 
 
-class Pipeline:
-    """Plans and runs cells of one track and base model on one store."""
+class Prompts(NamedTuple):
+    """Prompts of a picture set, with what keys say about them."""
 
-    def __init__(self, track_name: str, base: str, store: Store, precision: str = "fp32", device: str = "cpu") -> None:
-        self.track: Track = registry.load("tracks", track_name)()
+    texts: tuple[str, ...]
+    frozen: Frozen
+    digest: str
+
+    @classmethod
+    def of(cls, texts: tuple[str, ...]) -> Prompts:
+        """Prompts of these texts."""
+        listed = list(texts)
+        return cls(texts, Frozen(listed), digest(listed))
+
+
+class Said(NamedTuple):
+    """The words of an adversary, what keys say about them, and the evaluation prompts for them."""
+
+    words: Words
+    frozen: Frozen
+    prompts: Prompts
+
+
+class Configured(NamedTuple):
+    """A plug-in with its configuration, and what keys say about it."""
+
+    plugin: Any
+    identity: Frozen
+
+    def fresh(self) -> Any:
+        """An instance of its own for a stage: plug-ins may keep state, stages must not share any."""
+        return type(self.plugin)(self.plugin.config)
+
+
+class Wanted(NamedTuple):
+    """A picture set of a cell, whom it imitates, and what keys of scores say about it."""
+
+    node: Node
+    prompts: tuple[str, ...]
+    target: TrackSubject | None
+    noun: str
+    frozen: Frozen
+
+
+class Group(NamedTuple):
+    """Picture sets by label, the stages on the way, all their nodes by key, and by label what keys of scores say."""
+
+    sets: dict[str, Wanted]
+    stages: dict[str, Node]
+    nodes: dict[str, Node]
+    items: list[tuple[str, str]]
+
+    @classmethod
+    def made(cls, sets: dict[str, Wanted], stages: dict[str, Node] | None = None) -> Group:
+        """A group of sets and stages."""
+        nodes = {node.key: node for node in (*(wanted.node for wanted in sets.values()), *(stages or {}).values())}
+        return cls(sets, stages or {}, nodes, [(label, f"{quoted(label)}:{wanted.frozen.text}") for label, wanted in sets.items()])
+
+    @classmethod
+    def of(cls, *groups: Group) -> Group:
+        """All of some groups."""
+        sets, stages, nodes, items = {**groups[0].sets}, {**groups[0].stages}, {**groups[0].nodes}, [*groups[0].items]
+        for group in groups[1:]:
+            sets |= group.sets
+            stages |= group.stages
+            nodes |= group.nodes
+            items += group.items
+        return cls(sets, stages, nodes, sorted(items))
+
+    def frozen(self) -> Frozen:
+        """The sets as they stand in keys of scores."""
+        values = {label: wanted.frozen for label, wanted in self.sets.items()}
+        return Frozen(values, f"{{{','.join([text for _, text in self.items])}}}")
+
+
+class Pipeline:
+    """Plans and runs cells of one track and base model on one store. Equal sub-plans are one node, as long as they are remembered."""
+
+    def __init__(self, track_name: str, base: str, store: Store, precision: str = "fp32", device: str = "cpu", protocol: str = "") -> None:
+        self.track: Track = registry.load("tracks", track_name)().changed(protocol)
         self.track_name, self.store, self.precision, self.device = track_name, store, precision, device
         self.base_folder = Path(base) if base else self.track.base
         self._models: OrderedDict[str, DiffusionModel] = OrderedDict()
         self._digests: dict[Path, str] = {}
+        self._plugins: dict[tuple, Configured | SkippedCell] = {}
+        self._plans: dict[tuple, Any] = {}
+
+    def node(self, cell: Cell, key: str) -> Node:
+        """A stage of a cell by its key. Raises PersbenchError when the code has changed since somebody else planned it."""
+        for node in walk(self.plan(cell)):
+            if node.key == key:
+                return node
+        raise PersbenchError("code or data changed while the run was going on; start it again")
+
+    def _once(self, key: tuple, make: Callable[[], T]) -> T:
+        """What `make` returned when it was last called for this key: the memory of planning, forgotten as a whole when it is full."""
+        found = self._plans.get(key)
+        if found is None:
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.clear()
+            found = self._plans[key] = make()
+        return found
+
+    def release_memory(self) -> None:
+        """Let go of the models and judges; they are loaded again when they are needed."""
+        self._models.clear()
+        for name in ("base", "evaluators"):
+            self.__dict__.pop(name, None)
 
     # --- what keys are made of
 
@@ -139,6 +247,21 @@ class Pipeline:
             raise PersbenchError(f"base model {self.base_folder} is not a folder; give a diffusers pipeline folder with --base")
         return folder_digest(self.base_folder)[:40]
 
+    @cached_property
+    def _base(self) -> Ref:
+        return Ref(f"base:{self.base_digest}", None)
+
+    @cached_property
+    def _evaluator_digest(self) -> str:
+        return self.track.evaluator_digest()
+
+    @cached_property
+    def _subjects(self) -> dict[str, TrackSubject]:
+        return {subject.name: subject for subject in self.track.subjects()}
+
+    def _subject(self, name: str) -> TrackSubject:
+        return self._subjects[name] if name in self._subjects else self.track.subject(name)
+
     def _photos_digest(self, paths: Sequence[Path]) -> str:
         for path in paths:
             if path not in self._digests:
@@ -148,13 +271,18 @@ class Pipeline:
                     raise PersbenchError(f"photo {path} cannot be read: {error.strerror}") from None
         return digest([self._digests[path] for path in paths])
 
-    def _plugin(self, kind: str, name: str, cell: Cell, written: Mapping[str, str] | None = None) -> Any:
-        options = {**self.track.protocol.options.get(name, {}), **cell.options_of(name), **(written or {})}
-        plugin = registry.configure(name, registry.load(kind, name), options)
-        reason = plugin.missing(self.base_folder)
-        if reason:
-            raise SkippedCell(f"{name} is not available: {reason}")
-        return plugin
+    def _plugin(self, kind: str, name: str, cell: Cell, written: tuple[tuple[str, str], ...] = ()) -> Configured:
+        key = (kind, name, cell.options, written)
+        found = self._plugins.get(key)
+        if found is None:
+            options = {**self.track.protocol.options.get(name, {}), **cell.options_of(name), **dict(written)}
+            plugin = registry.configure(name, registry.load(kind, name), options)
+            reason = plugin.missing(self.base_folder)
+            unavailable = SkippedCell(f"{name} is not available: {reason}")
+            found = self._plugins[key] = unavailable if reason else Configured(plugin, Frozen(self._identity(name, plugin)))
+        if isinstance(found, SkippedCell):
+            raise found
+        return found
 
     @staticmethod
     def _identity(name: str, plugin: Any) -> dict[str, Any]:
@@ -195,11 +323,6 @@ class Pipeline:
             self._models.popitem(last=False)
         return model
 
-    def forget_models(self) -> None:
-        """Load models again when they are next needed."""
-        self.__dict__.pop("base", None)
-        self._models.clear()
-
     def photos(self, ref: Ref, subject: TrackSubject) -> torch.Tensor:
         """The photos of a reference as they lie on disk, (N, 3, H, W) in [0, 1]."""
         if ref.node is None:
@@ -216,15 +339,20 @@ class Pipeline:
 
     def protect(self, cell: Cell, subject: TrackSubject) -> tuple[Ref, Ref, Node | None]:
         """Released photos and model of a method, and its node (None when the method changes nothing)."""
-        published, base = self.published(subject), Ref(f"base:{self.base_digest}", None)
-        method: Method = self._plugin("methods", cell.method, cell)
+        key = ("protect", cell.method, cell.group or subject.name, subject.name, cell.seed, cell.budget, cell.options)
+        return self._once(key, lambda: self._protect(cell, subject))
+
+    def _protect(self, cell: Cell, subject: TrackSubject) -> tuple[Ref, Ref, Node | None]:
+        published, base = self.published(subject), self._base
+        configured = self._plugin("methods", cell.method, cell)
+        method: Method = configured.plugin
         if not method.changes:
             return published, base, None
-        group = [self.track.subject(name) for name in cell.group or (subject.name,)]
+        group = [self._subject(name) for name in cell.group or (subject.name,)]
         levels = cell.budget if cell.budget is not None else getattr(method.config, "budget_levels", None)
         budget = Budget(levels if levels is not None else self.track.protocol.budget_levels)
         parts = {
-            "method": self._identity(cell.method, method),
+            "method": configured.identity,
             "subjects": [{"name": s.name, "photos": self.published(s).id, "words": asdict(self.track.words(s))} for s in group],
             "language": asdict(self.track.language),
             "base": self.base_digest,
@@ -238,8 +366,8 @@ class Pipeline:
             for each in given:
                 self.base.identifier_tokens(each.words.identifier, each.words.instance_prompt)
             rng = torch.Generator().manual_seed(seed_of("protect", cell.method, *(s.name for s in group), cell.seed))
-            with lent(self, cell.method, base):
-                release = method.protect(given, self.base, budget, rng)
+            with lent(self, cell.method, self._base):
+                release = configured.fresh().protect(given, self.base, budget, rng)
             if not isinstance(release, Release):
                 raise PersbenchError(f"{cell.method} must return a Release; it returned {type(release).__name__}")
             if "photos" in method.changes:
@@ -254,7 +382,7 @@ class Pipeline:
                 save_weights(release.model, self.base, folder, cell.method)
 
         names = " and ".join(s.name for s in group) if len(group) < 3 else f"{len(group)} subjects"
-        node = Node("protect", f"protect {names} with {cell.method}", parts, build)
+        node = Node("protect", f"protect {names} with {cell.method}", parts, build, plugin=cell.method)
         return (
             Ref(f"protect:{node.key}", node) if "photos" in method.changes else published,
             Ref(f"protect:{node.key}", node) if "model" in method.changes else base,
@@ -263,14 +391,16 @@ class Pipeline:
 
     def published(self, subject: TrackSubject) -> Ref:
         """The photos of a subject before any protection."""
-        return Ref(f"published:{self._photos_digest(subject.published)}", None)
+        return self._once(("published", subject.name), lambda: Ref(f"published:{self._photos_digest(subject.published)}", None))
 
     def class_pictures(self, cell: Cell, noun: str) -> Node:
         """Pictures of a class by the public model, once for a base model."""
+        prompts = self._class_prompts(noun, self.track.protocol.class_pictures)
+        return self.generate(replace(cell, seed=0), f"generate class pictures {noun}", self._base, prompts, f"class:{noun}")
+
+    def _class_prompts(self, noun: str, count: int) -> Prompts:
         words = Words("", noun, self.track.protocol.template)
-        prompts = (words.class_prompt,) * self.track.protocol.class_pictures
-        base = Ref(f"base:{self.base_digest}", None)
-        return self.generate(replace(cell, seed=0), f"generate class pictures {noun}", base, prompts, f"class:{noun}")
+        return self._once(("class prompts", noun, count), lambda: Prompts.of((words.class_prompt,) * count))
 
     def adversary(self, cell: Cell, subject: TrackSubject | None) -> Adversary:
         """What the adversary has besides the release; nothing of a subject for what all subjects share."""
@@ -281,15 +411,22 @@ class Pipeline:
         clean = pictures.read(subject.spares, self.size) if subject else torch.empty(0, 3, self.size, self.size)
         return Adversary(self.base, clean, self.track.language, drawn)
 
-    def _means(self, cell: Cell, plugin: Tamper | Personalizer, nouns: Sequence[str]) -> tuple[Node, ...]:
+    def _means(self, cell: Cell, plugin: Tamper | Personalizer) -> tuple[Node, ...]:
         """The class pictures that a part of an attack needs, so that they are there before it."""
-        return tuple(self.class_pictures(cell, noun) for noun in nouns) if plugin.uses_class_pictures else ()
+        if not plugin.uses_class_pictures:
+            return ()
+        return tuple(self.class_pictures(cell, noun) for noun in self.track.language.class_nouns)
 
     def counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
         """The photos after a countermeasure."""
-        plugin = self._plugin("countermeasures", part.name, cell, dict(part.options))
+        return self._once(
+            ("counter", part, photos.id, subject.name, cell.seed, cell.options), lambda: self._counter(cell, part, photos, subject)
+        )
+
+    def _counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
+        configured = self._plugin("countermeasures", part.name, cell, part.options)
         parts = {
-            "countermeasure": self._identity(part.name, plugin),
+            "countermeasure": configured.identity,
             "photos": photos.id,
             "clean_photos": self._photos_digest(subject.spares),
             "subject": subject.name,
@@ -301,23 +438,26 @@ class Pipeline:
         def build(folder: Path) -> None:
             given = self.photos(photos, subject)
             rng = torch.Generator().manual_seed(seed_of("counter", part, subject.name, cell.seed))
-            with lent(self, part.name, Ref(f"base:{self.base_digest}", None)):
-                result = plugin.apply(given, self.adversary(cell, subject), rng)
+            with lent(self, part.name, self._base):
+                result = configured.fresh().apply(given, self.adversary(cell, subject), rng)
             check_pictures(part.name, result, given)
             pictures.save(result, folder, subject.name)
 
         needs = (photos.node,) if photos.node else ()
-        node = Node("counter", f"{part} on photos of {subject.name}", parts, build, needs)
+        node = Node("counter", f"{part} on photos of {subject.name}", parts, build, needs, part.name)
         return Ref(f"counter:{node.key}", node)
 
     def tamper(self, cell: Cell, part: Part, model: Ref) -> Ref:
         """The model after the adversary tampered with it; the same for all subjects."""
-        plugin: Tamper = self._plugin("tampers", part.name, cell, dict(part.options))
-        if not plugin.changes_model:
+        return self._once(("tamper", part, model.id, cell.seed, cell.options), lambda: self._tamper(cell, part, model))
+
+    def _tamper(self, cell: Cell, part: Part, model: Ref) -> Ref:
+        configured = self._plugin("tampers", part.name, cell, part.options)
+        if not configured.plugin.changes_model:
             return model
-        means = self._means(cell, plugin, self.track.language.class_nouns)
+        means = self._means(cell, configured.plugin)
         parts = {
-            "tamper": self._identity(part.name, plugin),
+            "tamper": configured.identity,
             "model": model.id,
             "class_pictures": [node.key for node in means],
             "base": self.base_digest,
@@ -328,31 +468,43 @@ class Pipeline:
         def build(folder: Path) -> None:
             rng = torch.Generator().manual_seed(seed_of("tamper", part, cell.seed))
             start = self.model(model)
-            with lent(self, part.name, model, Ref(f"base:{self.base_digest}", None)):
-                result = plugin.tamper(start, self.adversary(cell, None), rng)
-            save_weights(result, self.base, folder, part.name)
+            with lent(self, part.name, model, self._base):
+                tampered = configured.fresh().tamper(start, self.adversary(cell, None), rng)
+            save_weights(tampered, self.base, folder, part.name)
 
         needs = ((model.node,) if model.node else ()) + means
-        node = Node("tamper", f"{part} on the released model", parts, build, needs)
+        node = Node("tamper", f"{part} on the released model", parts, build, needs, part.name, model.id)
         return Ref(f"tamper:{node.key}", node)
 
-    def personalize(self, cell: Cell, attack: Attack, photos: Ref, model: Ref, subject: TrackSubject) -> tuple[Ref, Words]:
-        """The model that has learned the photos, and the words that the adversary used."""
+    def _personalizer(self, cell: Cell, attack: Attack) -> Configured:
+        """The personalizer of an attack, configured as its tampers say."""
+        configured = self._plugin("personalizers", attack.personalizer.name, cell, attack.personalizer.options)
+        personalizer: Personalizer = configured.plugin
+        if not personalizer.trains or not attack.tampers:
+            return configured
+        for part in attack.tampers:
+            tamper: Tamper = self._plugin("tampers", part.name, cell, part.options).plugin
+            personalizer = type(personalizer)(tamper.train(personalizer.config))
+        return Configured(personalizer, Frozen(self._identity(attack.personalizer.name, personalizer)))
+
+    def _said(self, cell: Cell, attack: Attack, personalizer: Personalizer, subject: TrackSubject) -> Said:
         words, language = self.track.words(subject), self.track.language
         if attack.prompt_shift:
-            shift = self._plugin("prompt_shifts", attack.prompt_shift.name, cell, dict(attack.prompt_shift.options))
-            words = shift.shift(words, language)
-        personalizer: Personalizer = self._plugin("personalizers", attack.personalizer.name, cell, dict(attack.personalizer.options))
-        if not personalizer.trains:
-            return model, replace(words, identifier="")
-        for part in attack.tampers:
-            tamper: Tamper = self._plugin("tampers", part.name, cell, dict(part.options))
-            personalizer = type(personalizer)(tamper.train(personalizer.config))
-        words = personalizer.words(words, language)
-        means = self._means(cell, personalizer, (words.class_noun,))
+            shift = self._plugin("prompt_shifts", attack.prompt_shift.name, cell, attack.prompt_shift.options)
+            words = shift.fresh().shift(words, language)
+        words = personalizer.words(words, language) if personalizer.trains else replace(words, identifier="")
+        return Said(words, Frozen(asdict(words)), Prompts.of(self.prompts(words)))
+
+    def personalize(self, cell: Cell, attack: Attack, photos: Ref, model: Ref, subject: TrackSubject) -> tuple[Ref, Said]:
+        """The model that has learned the photos, and the words that the adversary used."""
+        configured = self._once(("personalizer", cell.attack, cell.options), lambda: self._personalizer(cell, attack))
+        said = self._once(("said", cell.attack, cell.options, subject.name), lambda: self._said(cell, attack, configured.fresh(), subject))
+        if not configured.plugin.trains:
+            return model, said
+        words, means = said.words, self._means(cell, configured.plugin)
         parts = {
-            "personalizer": self._identity(attack.personalizer.name, personalizer),
-            "words": asdict(words),
+            "personalizer": configured.identity,
+            "words": said.frozen,
             "photos": photos.id,
             "model": model.id,
             "class_pictures": [node.key for node in means],
@@ -366,23 +518,27 @@ class Pipeline:
             ids = start.identifier_tokens(words.identifier, words.instance_prompt)
             # The same noise and order for every release, so that a method is compared with its own control.
             rng = torch.Generator().manual_seed(seed_of("personalize", attack.personalizer, subject.name, cell.seed))
-            with lent(self, attack.personalizer.name, model, Ref(f"base:{self.base_digest}", None)):
-                result = personalizer.personalize(self.photos(photos, subject), words, start, self.adversary(cell, subject), rng)
+            with lent(self, attack.personalizer.name, model, self._base):
+                result = configured.fresh().personalize(self.photos(photos, subject), words, start, self.adversary(cell, subject), rng)
             save_weights(result, self.base, folder, attack.personalizer.name)
             return {"identifier_tokens": ids}
 
         needs = tuple(ref.node for ref in (photos, model) if ref.node) + means
-        node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs)
-        return Ref(f"personalize:{node.key}", node), words
+        node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs, attack.personalizer.name, model.id)
+        return Ref(f"personalize:{node.key}", node), said
 
-    def generate(self, cell: Cell, title: str, model: Ref, prompts: Sequence[str], noise: str) -> Node:
+    def generate(self, cell: Cell, title: str, model: Ref, prompts: Prompts, noise: str) -> Node:
         """Pictures of prompts; sets with the same `noise` name start from the same noise."""
+        key = ("generate", model.id, prompts.digest, noise, cell.seed)
+        return self._once(key, lambda: self._generate(cell, title, model, prompts, noise))
+
+    def _generate(self, cell: Cell, title: str, model: Ref, prompts: Prompts, noise: str) -> Node:
         from persbench.diffusion import DiffusionModel
 
         protocol = self.track.protocol
         parts = {
             "model": model.id,
-            "prompts": list(prompts),
+            "prompts": prompts.frozen,
             "inference_steps": protocol.inference_steps,
             "guidance": protocol.guidance,
             "noise": noise,
@@ -393,94 +549,121 @@ class Pipeline:
 
         def build(folder: Path) -> None:
             rng = torch.Generator().manual_seed(seed_of("generate", noise, cell.seed))
-            sampled = self.model(model).sample(prompts, rng, inference_steps=protocol.inference_steps, guidance=protocol.guidance)
+            sampled = self.model(model).sample(prompts.texts, rng, inference_steps=protocol.inference_steps, guidance=protocol.guidance)
             if not torch.isfinite(sampled).all():
                 raise PersbenchError("the model generates pictures that are not finite")
             pictures.save(sampled, folder, "picture")
 
-        return Node("generate", title, parts, build, (model.node,) if model.node else ())
+        return Node("generate", title, parts, build, (model.node,) if model.node else (), uses=model.id)
 
     def prompts(self, words: Words) -> tuple[str, ...]:
         """The evaluation prompts for the words of an adversary; without identifier those of the class."""
         protocol = self.track.protocol
+        phrase = f"{words.identifier} {words.class_noun}" if words.identifier else f"a {words.class_noun}"
         asked = [p.replace(protocol.template, words.template, 1) if p.startswith(protocol.template) else p for p in protocol.prompts]
-        each = [replace(words, template=template) for template in asked for _ in range(protocol.pictures_per_prompt)]
-        return tuple(w.instance_prompt if w.identifier else w.class_prompt for w in each)
+        return tuple(p.format(phrase) for p in asked for _ in range(protocol.pictures_per_prompt))
 
     @planning
     def plan(self, cell: Cell) -> Node:
         """The record node of a cell; everything else hangs below it. Raises PersbenchError for what cannot be planned."""
-        attack = Attack.parse(cell.attack)
-        subject = self.track.subject(cell.subject)
+        attack = self._once(("attack", cell.attack), lambda: Attack.parse(cell.attack))
+        subject = self._subject(cell.subject)
         released_photos, released_model, protection = self.protect(cell, subject)
-        base = Ref(f"base:{self.base_digest}", None)
-        sets: dict[str, tuple[Node, tuple[str, ...], TrackSubject | None, str]] = {}
-        stages: dict[str, Node] = {"protect": protection} if protection else {}
+        own = self._attacked(cell, attack, subject, released_photos, released_model, "attacked")
+        key = ("others", cell.attack, subject.name, cell.bystanders, released_model.id, cell.seed, cell.options)
+        others = self._once(key, lambda: self._others(cell, attack, subject, released_model))
+        protected = Group({}, {"protect": protection}, {protection.key: protection}, []) if protection else Group({}, {}, {}, [])
+        return self.record(cell, attack, subject, Group.of(own, others, protected), released_photos, released_model)
 
-        def attacked(target: TrackSubject, photos: Ref, model: Ref, label: str) -> None:
-            for part in attack.countermeasures:
-                photos = self.counter(cell, part, photos, target)
-                if photos.node:
-                    stages[f"{label}:{part}"] = photos.node
-            for part in attack.tampers:
-                model = self.tamper(cell, part, model)
-                if model.node and model.node.stage == "tamper":
-                    stages[f"{label}:{part}"] = model.node
-            tuned, words = self.personalize(cell, attack, photos, model, target)
-            if tuned.node:
-                stages[f"{label}:personalize"] = tuned.node
-            prompts = self.prompts(words)
-            node = self.generate(cell, f"generate {label} {target.name}", tuned, prompts, target.class_noun)
-            sets[label] = (node, class_prompts(target), target, target.class_noun)
-
-        def class_prompts(target: TrackSubject) -> tuple[str, ...]:
-            return self.prompts(replace(self.track.words(target), identifier=""))
-
-        def floor(target: TrackSubject, label: str) -> None:
-            prompts = class_prompts(target)
-            node = self.generate(cell, f"generate {label} {target.class_noun}", base, prompts, target.class_noun)
-            sets[label] = (node, prompts, target, target.class_noun)
-
-        attacked(subject, released_photos, released_model, "attacked")
-        attacked(subject, self.published(subject), base, "control")
-        floor(subject, "floor")
+    def _others(self, cell: Cell, attack: Attack, subject: TrackSubject, released: Ref) -> Group:
+        """All sets but that of the attack on the subject itself: an image-level method has those of every other one."""
+        groups = [self._undefended(cell, attack, subject, "")]
         count = self.track.protocol.bystanders if cell.bystanders is None else cell.bystanders
-        for bystander in self.track.bystanders(subject, count):
-            photos = self.published(bystander)
-            attacked(bystander, photos, released_model, f"bystander:{bystander.name}:attacked")
-            attacked(bystander, photos, base, f"bystander:{bystander.name}:control")
-            floor(bystander, f"bystander:{bystander.name}:floor")
+        for bystander in self._once(("bystanders", subject.name, count), lambda: self.track.bystanders(subject, count)):
+            prefix = f"bystander:{bystander.name}:"
+            groups.append(self._attacked(cell, attack, bystander, self.published(bystander), released, f"{prefix}attacked"))
+            groups.append(self._undefended(cell, attack, bystander, prefix))
+        return Group.of(*groups, self._once(("priors", released.id, cell.seed), lambda: self._priors(cell, released)))
+
+    def _undefended(self, cell: Cell, attack: Attack, target: TrackSubject, prefix: str) -> Group:
+        """Control and floor of somebody."""
+
+        def make() -> Group:
+            prompts, label = self._asked(target), f"{prefix}floor"
+            node = self.generate(cell, f"generate {label} {target.class_noun}", self._base, prompts, target.class_noun)
+            floor = Group.made({label: self.wanted(node, prompts, target, target.class_noun)})
+            return Group.of(self._attacked(cell, attack, target, self.published(target), self._base, f"{prefix}control"), floor)
+
+        return self._once(("undefended", cell.attack, target.name, prefix, cell.seed, cell.options), make)
+
+    def _priors(self, cell: Cell, released: Ref) -> Group:
+        """Class pictures of the released and of the base model."""
+        sets = {}
         for noun in self.track.language.class_nouns:
-            words = Words("", noun, self.track.protocol.template)
-            prompts = (words.class_prompt,) * self.track.protocol.prior_pictures
-            for label, model in (("prior", released_model), ("prior_base", base)):
+            prompts = self._class_prompts(noun, self.track.protocol.prior_pictures)
+            for label, model in (("prior", released), ("prior_base", self._base)):
                 node = self.generate(cell, f"generate {label} {noun}", model, prompts, f"prior:{noun}")
-                sets[f"{label}:{noun}"] = (node, prompts, None, noun)
-        return self.record(cell, subject, sets, stages, released_photos)
+                sets[f"{label}:{noun}"] = self.wanted(node, prompts, None, noun)
+        return Group.made(sets)
+
+    def _attacked(self, cell: Cell, attack: Attack, target: TrackSubject, photos: Ref, model: Ref, label: str) -> Group:
+        """The picture set that an attack ends in, and the stages on the way."""
+        key = ("attacked", cell.attack, target.name, photos.id, model.id, label, cell.seed, cell.options)
+        return self._once(key, lambda: self._attack(cell, attack, target, photos, model, label))
+
+    def _attack(self, cell: Cell, attack: Attack, target: TrackSubject, photos: Ref, model: Ref, label: str) -> Group:
+        stages: dict[str, Node] = {}
+        for part in attack.countermeasures:
+            photos = self.counter(cell, part, photos, target)
+            if photos.node:
+                stages[f"{label}:{part}"] = photos.node
+        for part in attack.tampers:
+            model = self.tamper(cell, part, model)
+            if model.node and model.node.stage == "tamper":
+                stages[f"{label}:{part}"] = model.node
+        tuned, said = self.personalize(cell, attack, photos, model, target)
+        if tuned.node:
+            stages[f"{label}:personalize"] = tuned.node
+        node = self.generate(cell, f"generate {label} {target.name}", tuned, said.prompts, target.class_noun)
+        return Group.made({label: self.wanted(node, self._asked(target), target, target.class_noun)}, stages)
+
+    def _asked(self, target: TrackSubject) -> Prompts:
+        """The evaluation prompts of a subject without identifier: what its pictures are held against."""
+        return self._once(("asked", target.name), lambda: Prompts.of(self.prompts(replace(self.track.words(target), identifier=""))))
+
+    def wanted(self, node: Node, prompts: Prompts, target: TrackSubject | None, noun: str) -> Wanted:
+        """A picture set of a cell."""
+        references = self._once(("references", target.name), lambda: self._photos_digest(target.references)) if target else ""
+        frozen = Frozen({"pictures": node.key, "references": references, "prompts": prompts.digest})
+        return Wanted(node, prompts.texts, target, noun, frozen)
+
+    def _metrics(self, cell: Cell) -> dict[str, Configured]:
+        return {name: self._plugin("metrics", name, cell) for name in registry.load_all("metrics")}
 
     def record(
         self,
         cell: Cell,
+        attack: Attack,
         subject: TrackSubject,
-        sets: dict[str, tuple[Node, tuple[str, ...], TrackSubject | None, str]],
-        stages: dict[str, Node],
+        group: Group,
         released: Ref,
+        model: Ref,
     ) -> Node:
-        """The record node over a cell's picture sets (node, prompts, whom they imitate, class noun) and its other stages, by label."""
-        metrics: dict[str, Metric] = {name: self._plugin("metrics", name, cell) for name in registry.load_all("metrics")}
-        inputs = tuple({node.key: node for node in [*(s[0] for s in sets.values()), *stages.values()]}.values())
-        set_keys = {
-            label: {
-                "pictures": node.key,
-                "references": self._photos_digest(target.references) if target else "",
-                "prompts": digest(list(prompts)),
-            }
-            for label, (node, prompts, target, _) in sets.items()
+        """The record node over a cell's picture sets and stages; `released`, `model`: what the method gave to the world."""
+        metrics: dict[str, Configured] = self._once(("metrics", cell.options), lambda: self._metrics(cell))
+        sets, stages, inputs = group.sets, group.stages, tuple(group.nodes.values())
+        score_parts = {
+            "sets": group.frozen(),
+            "published": self.published(subject).id,
+            "released": released.id,
+            "evaluators": self._evaluator_digest,
         }
+        before, after = compose({"stage": "score", "format": FORMATS["score"], "metric": HOLE, **score_parts}).split(HOLE.text)
+        score_keys = {name: key_of_text(f"{before}{metric.identity.text}{after}") for name, metric in metrics.items()}
 
         def evidence() -> Evidence:
             found = {}
-            for label, (node, prompts, target, noun) in sets.items():
+            for label, (node, prompts, target, noun, _) in sets.items():
                 files = sorted(node.run(self.store, PICTURE_FILES).folder.glob("*.png"))
                 references = pictures.read(target.references, self.size) if target else None
                 found[label] = PictureSet(pictures.read(files), prompts, references, noun)
@@ -488,31 +671,22 @@ class Pipeline:
 
         shared: list[Evidence] = []
 
-        def scoring(name: str, metric: Metric) -> Node:
+        def scoring(name: str, configured: Configured) -> Node:
             def build(folder: Path) -> None:
                 if not shared:
                     shared.append(evidence())
+                metric: Metric = configured.fresh()
                 rows = check_rows(name, metric, metric.measure(shared[0], self.evaluators), shared[0])
                 (folder / ROWS).write_text(json.dumps([asdict(row) for row in rows]), "utf-8")
 
-            parts = {
-                "metric": self._identity(name, metric),
-                "sets": set_keys,
-                "published": self.published(subject).id,
-                "released": released.id,
-                "evaluators": self.track.evaluator_digest(),
-            }
-            return Node("score", f"score {name}", parts, build, inputs)
-
-        scores = {name: scoring(name, metric) for name, metric in metrics.items()}
-        attack = Attack.parse(cell.attack)
+            return Node("score", f"score {name}", {"metric": configured.identity, **score_parts}, build, inputs, name)
 
         def build(folder: Path) -> dict[str, Any]:
             rows: list[dict[str, Any]] = []
             spent = {}
-            for name, node in scores.items():
+            for name, configured in metrics.items():
                 try:
-                    rows += json.loads(node.run(self.store).path(ROWS).read_text("utf-8"))
+                    rows += json.loads(scoring(name, configured).run(self.store).path(ROWS).read_text("utf-8"))
                 except StageError as error:  # a metric that fails is an error row, never a score
                     rows.append(asdict(Row(name, "", 0, None, str(error))))
             tokens = {}
@@ -523,13 +697,13 @@ class Pipeline:
                     tokens[label] = manifest["identifier_tokens"]
             record = {
                 "status": "ok",
-                "cell": asdict(cell),
+                "cell": cell.to_dict(),
                 "attack": asdict(attack),
                 "base_digest": self.base_digest,
-                "evaluators": self.track.evaluator_digest(),
+                "evaluators": self._evaluator_digest,
                 "protocol": asdict(self.track.protocol),
                 "margin": self.track.protocol.margin,
-                "configs": {n: p.parts for n, p in stages.items()},
+                "configs": {name: thaw(node.parts) for name, node in stages.items()},
                 "stages": spent,
                 "pictures": {label: node.key for label, (node, *_) in sets.items()},
                 "identifier_tokens": tokens,
@@ -540,15 +714,57 @@ class Pipeline:
             self._sheet(sets, subject, released, folder / "pictures.png")
             return {"complete": all(row["value"] is not None for row in rows)}
 
-        parts = {"cell": asdict(cell), "scores": {name: node.key for name, node in scores.items()}}
+        options = self._once(("options", cell.options), lambda: Frozen(cell.options))
+        parts = {"cell": {**cell.to_dict(), "options": options}, "scores": score_keys}
         title = f"{cell.method} · {cell.attack} · {cell.subject}"
-        return Node("record", title, parts, build, inputs)
+        return Node("record", title, parts, build, inputs, uses=model.id)
 
-    def _sheet(self, sets: Mapping[str, tuple[Node, Any, Any, Any]], subject: TrackSubject, released: Ref, path: Path) -> None:
+    def _sheet(self, sets: Mapping[str, Wanted], subject: TrackSubject, released: Ref, path: Path) -> None:
         rows = [pictures.read(subject.published, self.size), self.photos(released, subject)]
         for label in ("control", "attacked", *(name for name in sets if name.endswith((":control", ":attacked")))):
-            rows.append(pictures.read(sorted(sets[label][0].run(self.store, PICTURE_FILES).folder.glob("*.png"))))
+            rows.append(pictures.read(sorted(sets[label].node.run(self.store, PICTURE_FILES).folder.glob("*.png"))))
         pictures.sheet(rows, path)
+
+
+def walk(node: Node) -> list[Node]:
+    """A stage and all that it needs, each once; scores, which records make by themselves, are not among them."""
+    found: dict[str, Node] = {}
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        if each.key not in found:
+            found[each.key] = each
+            waiting += each.inputs
+    return [*found.values()]
+
+
+class Pipelines:
+    """The pipelines of a run with several tracks or base models; one of them has its models in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._made: dict[tuple[str, ...], Pipeline] = {}
+        self._loaded: Pipeline | None = None
+
+    @staticmethod
+    def name(cell: Cell) -> tuple[str, ...]:
+        """What tells one pipeline from another."""
+        return cell.track, cell.base, cell.precision, cell.device, cell.protocol
+
+    def of(self, cell: Cell) -> Pipeline:
+        """The pipeline of a cell, for planning."""
+        name = self.name(cell)
+        if name not in self._made:
+            self._made[name] = Pipeline(cell.track, cell.base, self.store, cell.precision, cell.device, cell.protocol)
+        return self._made[name]
+
+    def at_work(self, cell: Cell) -> Pipeline:
+        """The pipeline of a cell, for running its stages: the one before it lets go of its models."""
+        chosen = self.of(cell)
+        if self._loaded is not None and self._loaded is not chosen:
+            self._loaded.release_memory()
+        self._loaded = chosen
+        return chosen
 
 
 def check_photos(name: str, before: torch.Tensor, after: torch.Tensor | None, budget: Budget) -> None:

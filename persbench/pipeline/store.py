@@ -98,6 +98,10 @@ class Store:
 
     # --- reading
 
+    def has(self, stage: str, key: str) -> bool:
+        """Whether there is an artefact, whose files are not looked at."""
+        return (self.folder(stage, key) / MANIFEST).is_file()
+
     def _manifest(self, stage: str, key: str) -> tuple[Artefact | None, list[str]]:
         """An artefact as its manifest has it, or None; and the manifest's name where it is damaged."""
         folder = self.folder(stage, key)

@@ -264,9 +264,11 @@ class Archive:
         for text in (cell.track, cell.base, cell.method, cell.attack, cell.subject, cell.device, *cell.group):
             if len(text) > MAX_TEXT or not text.isprintable():
                 raise SubmissionError(f"{name}: {_shown(text)} is no name")
+        if cell.protocol:
+            raise SubmissionError(f"{name} was run under a changed protocol; its numbers compare with no others")
         if cell.precision not in ("fp32", "fp16", "bf16"):
             raise SubmissionError(f"{name}: unknown precision {_shown(cell.precision)}")
-        return {**found, "cell": json.loads(json.dumps(asdict(cell)))}, cell
+        return {**found, "cell": json.loads(json.dumps(cell.to_dict()))}, cell
 
     def pictures(self, start: str, count: int) -> torch.Tensor:
         """The `count` pictures whose names begin so, (N, 3, H, H) in [0, 1]."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .stages import NO_FILES, PICTURE_FILES, READS, WEIGHT_FILES, Node
+from .stages import NO_FILES, PICTURE_FILES, READS, WEIGHT_FILES, Node, walk
 from .store import MANIFEST, Store, canonical, file_digest
 
 Keep = Literal["all", "pictures", "records"]
@@ -22,53 +22,53 @@ DROPS: dict[Keep, dict[str, frozenset[str]]] = {"all": {}, "pictures": _WEIGHTS,
 class Keeper:
     """Drops an artefact's large files once every stage of a run that reads them is done.
 
-    Tell it all cells before the first one begins (`expect`), then every stage that is done (`finished`), or whole cells (`done`).
-    What a failed stage still needs stays.
+    Tell it all cells (`plan`) and the stages that will run (`reads`) before the first one begins (`begin`), then every one that is done
+    (`finished`). What a failed stage still needs stays.
     """
 
     def __init__(self, store: Store, keep: Keep) -> None:
         self.store, self.drops = store, DROPS[keep]
-        self._readers: dict[str, set[str]] = {}  # key of an artefact -> keys of the stages that still read its files
+        self._large: dict[str, str] = {}  # key of an artefact with files to be dropped -> its stage
+        self._readers: dict[str, set[str]] = {}  # the same -> keys of the stages that still read it
+        self._reads: dict[str, list[str]] = {}  # key of a stage -> what it reads
+        self._dropped: dict[str, frozenset[str]] = {}  # key of an artefact -> kinds of files that were dropped before the run
 
-    def _large(self, node: Node) -> list[Node]:
-        """The inputs of a stage with files that it reads and that are to be dropped."""
-        return [needed for needed in node.inputs if self.drops.get(needed.stage, NO_FILES) & READS[node.stage]]
+    def plan(self, root: Node) -> None:
+        """A cell that belongs to the run."""
+        if self.drops:
+            self._large |= {node.key: node.stage for node in walk(root) if node.stage in self.drops}
 
-    def expect(self, root: Node) -> None:
-        """Count the stages of a cell, before the run begins."""
-        for node in walk(root):
-            for needed in self._large(node):
+    def reads(self, node: Node) -> None:
+        """A stage that will run."""
+        for needed in node.inputs:
+            if self.drops.get(needed.stage, NO_FILES) & READS[node.stage]:
                 self._readers.setdefault(needed.key, set()).add(node.key)
+                self._reads.setdefault(node.key, []).append(needed.key)
 
-    def finished(self, node: Node) -> None:
+    def lacks(self, node: Node, kinds: frozenset[str]) -> bool:
+        """Whether a stage that reads files of `kinds` would have to make an artefact again."""
+        if not kinds & DROPS["records"].get(node.stage, NO_FILES):
+            return False
+        if node.key not in self._dropped:
+            found = self.store.peek(node.stage, node.key)
+            self._dropped[node.key] = frozenset(Path(name).suffix for name in (found.manifest.get("dropped", ()) if found else ()))
+        return bool(kinds & self._dropped[node.key])
+
+    def begin(self) -> None:
+        """Drop what earlier runs left and no stage of this one reads."""
+        for key in [key for key in self._large if key not in self._readers]:
+            self._drop(key)
+
+    def finished(self, key: str) -> None:
         """A stage is in the store and will not read its inputs again."""
-        for needed in self._large(node):
-            readers = self._readers.get(needed.key)
-            if readers is not None:
-                readers.discard(node.key)
-                if not readers:
-                    del self._readers[needed.key]
-                    self.store.drop(needed.stage, needed.key, self.drops[needed.stage])
+        for needed in self._reads.pop(key, ()):
+            self._readers[needed].discard(key)
+            if not self._readers[needed]:
+                self._drop(needed)
 
-    def done(self, root: Node, complete: bool = True) -> None:
-        """A cell has its record; one that is not complete is scored again, from its pictures."""
-        for node in walk(root):
-            if complete or node is not root:
-                self.finished(node)
-
-
-def walk(root: Node) -> Iterator[Node]:
-    """A node and all that it needs, each once, whoever is needed before who needs it."""
-    seen: set[str] = set()
-
-    def visit(node: Node) -> Iterator[Node]:
-        if node.key not in seen:
-            seen.add(node.key)
-            for needed in node.inputs:
-                yield from visit(needed)
-            yield node
-
-    return visit(root)
+    def _drop(self, key: str) -> None:
+        stage = self._large[key]
+        self.store.drop(stage, key, self.drops[stage])
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -98,6 +100,20 @@ class Track(ABC):
     @abstractmethod
     def evaluator_digest(self) -> str:
         """Digest of everything that a score depends on besides the pictures."""
+
+    def changed(self, changes: str) -> Track:
+        """This track with some numbers of its protocol replaced: JSON of name to value, options of plug-ins one by one; "": itself."""
+        given = json.loads(changes or "{}")
+        if not given:
+            return self
+        if "prompts" in given:
+            given["prompts"] = tuple(given["prompts"])
+        if "options" in given:
+            standard = self.protocol.options
+            given["options"] = {**standard, **{name: {**standard.get(name, {}), **more} for name, more in given["options"].items()}}
+        twin = copy.copy(self)
+        twin.protocol = replace(self.protocol, **given)  # type: ignore[misc]
+        return twin
 
     def words(self, subject: TrackSubject) -> Words:
         """The words that a protector of this subject assumes."""

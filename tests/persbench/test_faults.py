@@ -38,9 +38,9 @@ from persbench.contracts import (
 from persbench.errors import PersbenchError
 from persbench.pipeline.checks import check_rows
 from persbench.pipeline.spec import Cell, Part
-from persbench.pipeline.stages import Node, Pipeline, StageError, save_weights
+from persbench.pipeline.stages import Node, Pipeline, StageError, save_weights, walk
 from persbench.pipeline.store import MANIFEST, Store, StoreError
-from persbench.pipeline.upkeep import Keeper, walk
+from persbench.pipeline.upkeep import Keeper
 
 ROOT = Path(__file__).parents[2]
 
@@ -445,14 +445,22 @@ def test_files_are_dropped_once_every_stage_that_reads_them_is_done(tmp_path) ->
     cells = [node("record", number, "record.json", drawn[number], tuned[number], release) for number in range(2)]
     keeper = Keeper(store, "records")
     for each in cells:
-        keeper.expect(each)
-    cells[0].run(store)
-    keeper.done(cells[0], complete=False)
+        keeper.plan(each)
+        for stage in walk(each):
+            keeper.reads(stage)
+    keeper.begin()
+
+    def run(root: Node, complete: bool = True) -> None:
+        root.run(store)
+        for stage in walk(root):
+            if complete or stage is not root:
+                keeper.finished(stage.key)
+
+    run(cells[0], complete=False)
     assert store.find("protect", release.key).lacks({".safetensors"}) is False  # the second cell reads it
     assert store.find("personalize", tuned[0].key).lacks({".safetensors"})
     assert not store.find("generate", drawn[0].key).lacks({".png"})  # an incomplete record is scored again
-    cells[1].run(store)
-    keeper.done(cells[1])
+    run(cells[1])
     assert store.find("protect", release.key).lacks({".safetensors"})
     assert store.find("generate", drawn[1].key).lacks({".png"})
     built = len(store.built)
@@ -474,7 +482,7 @@ def test_a_run_keeps_what_it_is_told_to_and_what_was_dropped_is_made_again(
     words = ("run", "--method", "persguard-target", "--method", "random-noise", "--subjects", "ada", "--base", tiny_epsilon, "-q")
     words += ("--output", output)
     code, _, err = call(monkeypatch, capsys, *words, "--keep", "some")
-    assert (code, err) == (2, "persbench: unknown --keep 'some'; there are: all, pictures, records\n")
+    assert (code, err) == (2, "persbench: unknown keep 'some'; there are: all, pictures, records\n")
     for keep, left in [("all", before), ("pictures", before | {"weights": 0}), ("records", before | {"weights": 0, "generated": 0})]:
         code, _, err = call(monkeypatch, capsys, *words, "--keep", keep)
         assert code == 0, err

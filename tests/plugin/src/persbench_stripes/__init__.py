@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -97,3 +100,23 @@ class Brightness(Metric):
 
     def measure(self, evidence, evaluators):
         return rows_of("brightness", "attacked", evidence.sets["attacked"].pictures.mean(dim=(1, 2, 3)))
+
+
+class Hangs(Method):
+    """A defense that never ends."""
+
+    card = Card("Hangs")
+    changes = frozenset({"photos"})
+
+    def protect(self, subjects, base, budget, rng):
+        time.sleep(600)
+
+
+class Dies(Method):
+    """A defense that takes its process along."""
+
+    card = Card("Dies")
+    changes = frozenset({"photos"})
+
+    def protect(self, subjects, base, budget, rng):
+        os.kill(os.getpid(), signal.SIGKILL)

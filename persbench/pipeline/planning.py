@@ -1,0 +1,95 @@
+"""What a run would do, without doing it: stages after sharing, what the store has, time and memory from recorded costs."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from persbench.errors import SkippedCell
+
+from . import costs
+from .costs import Cost
+from .spec import Cell
+from .stages import Pipelines, walk
+from .store import Store
+
+STAGES = ("protect", "counter", "tamper", "personalize", "generate", "score", "record")
+
+
+@dataclass(frozen=True)
+class Line:
+    """All distinct stages of a kind."""
+
+    stage: str
+    plugin: str
+    wanted: int
+    stored: int
+    cost: Cost | None
+
+    @property
+    def seconds(self) -> float:
+        """What is left to do; a record's seconds hold those of its scores."""
+        return (self.wanted - self.stored) * self.cost.seconds if self.cost and self.stage != "score" else 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells and stages of a run; `alone`: stages if each cell were run with a store of its own."""
+
+    cells: int
+    done: int
+    skipped: int
+    alone: int
+    lines: tuple[Line, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of one worker, as far as costs are recorded."""
+        return sum(line.seconds for line in self.lines)
+
+    @property
+    def peak_mib(self) -> float:
+        """Highest recorded peak among the stages to do."""
+        return max((line.cost.peak_mib for line in self.lines if line.cost and line.wanted > line.stored), default=0.0)
+
+
+def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
+    """Plan cells on the store in a folder. Raises PersbenchError for what cannot be planned; impossible cells are counted."""
+    pipelines = Pipelines(Store(folder))
+    stored = {stage: {*_keys(folder / stage)} for stage in STAGES}
+    seen: set[str] = set()
+    wanted: Counter[tuple[str, str]] = Counter()
+    have: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[str] = Counter()
+    count = done = alone = 0
+    gc.freeze()  # what is loaded by now stays: the collector need not look at it again and again
+    for cell in cells:
+        count += 1
+        try:
+            record = pipelines.of(cell).plan(cell)
+        except SkippedCell as reason:
+            reasons[str(reason)] += 1
+            continue
+        needed = [(node.key, node.stage, node.plugin) for node in walk(record)]
+        needed += [(key, "score", metric) for metric, key in record.parts["scores"].items()]
+        alone += len(needed)
+        for key, stage, plugin in needed:
+            if key not in seen:
+                seen.add(key)
+                wanted[stage, plugin] += 1
+                have[stage, plugin] += key in stored[stage]
+        done += record.key in stored["record"]
+    known = costs.recorded(folder)
+    lines = tuple(
+        Line(*kind, wanted[kind], have[kind], known.get(kind)) for kind in sorted(wanted, key=lambda kind: (STAGES.index(kind[0]), kind))
+    )
+    return Plan(count, done, sum(reasons.values()), alone, lines, tuple(f"{times} cells: {reason}" for reason, times in reasons.items()))
+
+
+def _keys(folder: Path) -> Iterable[str]:
+    return (entry.name for entry in os.scandir(folder)) if folder.is_dir() else ()

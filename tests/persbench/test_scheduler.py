@@ -1,0 +1,288 @@
+"""The matrix on fake and on real workers: each stage once, the same records, and faults that stay where they are."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from persbench import cli
+from persbench.errors import PersbenchError
+from persbench.pipeline.executors.base import Executor, Outcome, Task
+from persbench.pipeline.executors.processes import Processes
+from persbench.pipeline.scheduler import Scheduler
+from persbench.pipeline.spec import Cell, RunSpec
+from persbench.pipeline.stages import Pipeline, StageError, walk
+from persbench.pipeline.store import Store
+
+# The code paths of a run in seconds; in the specification, so that worker processes have it too.
+SHORT = """
+protocol:
+  prompts: ["a photo of {}"]
+  pictures_per_prompt: 2
+  inference_steps: 2
+  bystanders: 1
+  quick_bystanders: 1
+  prior_pictures: 1
+  options: {lora: {steps: 2}}
+"""
+
+
+def command(monkeypatch, capsys, *words) -> tuple[int, str, str]:
+    """Run the command as its entry point does: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["persbench", *map(str, words)])
+    monkeypatch.setenv("COLUMNS", "200")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+def write(folder: Path, base: Path, *lines: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text("\n".join([f"bases: ['{base}']", "subjects: ada", *lines, SHORT]))
+    return path
+
+
+def rows(output: Path) -> dict[str, tuple]:
+    """What must be equal however a run was executed: rows and keys by record file."""
+    found = {}
+    for path in (output / "records").glob("*.json"):
+        record = json.loads(path.read_text())
+        found[path.name] = record["status"], record["rows"], record.get("pictures"), record.get("reason")
+    return found
+
+
+# --- order, sharing and faults, on an executor that only pretends
+
+
+class Pretender(Executor):
+    """Makes empty artefacts; tasks whose title is in `bad` fail."""
+
+    def __init__(self, store: Store, workers: int = 1, bad: str = "") -> None:
+        self.store, self.workers, self.bad = store, workers, bad
+        self.tasks: list[tuple[int, Task]] = []
+        self.ended: list[Outcome] = []
+        self.closed = False
+
+    def slots(self):
+        return range(self.workers)
+
+    def start(self, worker: int, task: Task) -> None:
+        self.tasks.append((worker, task))
+        if self.bad and self.bad in task.title:
+            self.ended.append(Outcome(worker, task.key, StageError(f"{task.title}: bad")))
+            return
+        folder = self.store.folder(task.stage, task.key)
+        folder.mkdir(parents=True)
+        for name in ("manifest.json", "record.json"):
+            (folder / name).write_text('{"rows": [], "files": {}}')
+        self.ended.append(Outcome(worker, task.key))
+
+    def wait(self):
+        ended, self.ended = self.ended, []
+        return ended
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def cells(tiny_epsilon) -> list[Cell]:
+    methods = ("none", "random-noise", "persguard-target")
+    return RunSpec("avatars", methods, ("lora", "jpeg+lora"), ("ada", "boris"), (0,), str(tiny_epsilon), bystanders=1).cells()
+
+
+def pretend(cells, folder, **how):
+    fast = {name: how.pop(name) for name in ("fail_fast",) if name in how}
+    store = Store(folder / "store")
+    executor = Pretender(store, **how)
+    return Scheduler(cells, store, folder, executor, **fast).run(), executor
+
+
+def test_each_stage_runs_once_after_what_it_needs_and_releases_stay_together(cells, tmp_path) -> None:
+    results, executor = pretend(cells, tmp_path, workers=2)
+    assert [result.cell for result in results] == cells
+    assert all(result.path.exists() and not result.error for result in results)
+    run = Pipeline("avatars", cells[0].base, Store(tmp_path / "other"))
+    wanted = {node.key: node for cell in cells for node in walk(run.plan(cell))}
+    order = [task.key for _, task in executor.tasks]
+    assert Counter(order) == Counter([*wanted])
+    place = {key: number for number, key in enumerate(order)}
+    assert all(place[needed.key] < place[key] for key, node in wanted.items() for needed in node.inputs)
+    for worker in (0, 1):  # a worker takes up a protected model once, not again and again
+        used = [task.uses for number, task in executor.tasks if number == worker and task.uses.startswith("protect:")]
+        changes = 1 + sum(a != b for a, b in itertools.pairwise(used))
+        assert used and changes == len(set(used))
+    assert executor.closed
+
+
+def test_a_failing_stage_takes_its_own_cells_along_and_no_other(cells, tmp_path) -> None:
+    results, executor = pretend(cells, tmp_path, bad="protect ada with persguard-target")
+    failed = {(r.cell.method, r.cell.subject, r.cell.attack) for r in results if r.error}
+    assert failed == {("persguard-target", "ada", "lora"), ("persguard-target", "ada", "jpeg+lora")}
+    assert len(results) == len(cells)
+    assert sum("with persguard-target" in task.title for _, task in executor.tasks) == 2  # ada's failed once, boris's is there
+    again, executor = pretend(cells, tmp_path)  # the same command tries what failed, and only that
+    assert not any(r.error for r in again)
+    assert {task.cell.subject for _, task in executor.tasks} == {"ada"}
+
+
+def test_fail_fast_stops_at_the_first_failing_cell(cells, tmp_path) -> None:
+    results, executor = pretend(cells, tmp_path, bad="protect ada with random-noise", fail_fast=True)
+    assert [r.cell.method for r in results if r.error] != []
+    assert len(results) < len(cells)
+    assert executor.closed
+
+
+# --- real processes
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory, tiny_epsilon) -> tuple[Path, Path]:
+    """A specification, and the folder where it was run in this process."""
+    folder = tmp_path_factory.mktemp("serial")
+    path = write(folder, tiny_epsilon, "methods: [none, random-noise]", "attacks: [lora, none]", "threads: 1", "quiet: true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["persbench", "run", "--spec", str(path), "--output", str(folder / "out")])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert not stopped.value.code
+    return path, folder / "out"
+
+
+def test_a_changed_protocol_is_announced_and_a_finished_run_answers_without_torch(serial) -> None:
+    path, output = serial
+    code = (
+        "import sys; from persbench import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as stopped: assert not stopped.code, stopped.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    words = [sys.executable, "-c", code, "run", "--spec", str(path), "--output", str(output)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "How well did random-noise hold under lora?" in done.stdout
+    assert "compare its results with each other only" in " ".join(done.stderr.split())
+
+
+def test_a_finished_run_is_looked_at_again_when_a_record_is_gone(serial, monkeypatch, capsys) -> None:
+    path, output = serial
+    before = rows(output)
+    next((output / "records").glob("*.json")).unlink()
+    code, _, err = command(monkeypatch, capsys, "run", "--spec", path, "--output", output)
+    assert code == 0, err
+    assert rows(output) == before
+
+
+def test_a_plan_of_what_is_there_has_nothing_to_do(serial, monkeypatch, capsys) -> None:
+    path, output = serial
+    code, out, err = command(monkeypatch, capsys, "plan", path, "--output", output)
+    assert code == 0, err
+    assert "4, of which 4 are in the store" in out
+    assert "0.00 h" in out
+
+
+def test_two_workers_make_the_same_records_and_a_failing_method_stops_nobody(
+    serial, plugin, tiny_epsilon, tmp_path, monkeypatch, capsys
+) -> None:
+    _, output = serial
+    path = write(tmp_path, tiny_epsilon, "methods: [raises, none, random-noise]", "attacks: [lora, none]", "threads: 1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code, out, err = command(monkeypatch, capsys, "run", "--spec", path, "--output", tmp_path, "--workers", "2")
+    assert code == 0, err
+    found = rows(tmp_path)
+    assert sorted(status for status, *_ in found.values()) == ["error", "error", "ok", "ok", "ok", "ok"]
+    assert "protect ada with raises: RuntimeError: out of luck" in out
+    assert "worker 1: " in err and "worker 2: " in err
+    for name, (status, values, pictures, _) in rows(output).items():
+        others = [row for row in found[name][1] if row["metric"] != "brightness"]  # a metric of the plug-in package
+        assert (found[name][0], others, found[name][2]) == (status, values, pictures)
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.filterwarnings("ignore:.*does not import")
+def test_a_stage_that_hangs_or_kills_its_process_is_an_error(tiny_epsilon, tmp_path) -> None:
+    store = Store(tmp_path)
+    executor = Processes(tmp_path, 2, threads=1, timeout=3)
+    errors: dict[str, PersbenchError | None] = {}
+    tasks = {}
+    for number, method in enumerate(("hangs", "dies"), 1):
+        cell = Cell("avatars", str(tiny_epsilon), method, "none", "ada", 0)
+        node = next(n for n in walk(Pipeline("avatars", str(tiny_epsilon), store).plan(cell)) if n.stage == "protect")
+        tasks[node.key] = method
+        executor.start(number, Task(node.key, node.stage, node.title, cell, number))
+    try:
+        while len(errors) < 2:
+            errors |= {tasks[outcome.key]: outcome.error for outcome in executor.wait()}
+        processes = [worker.process for worker in executor.workers.values()]
+    finally:
+        executor.close()
+    assert str(errors["hangs"]) == "protect ada with hangs: it took more than 3 s (--timeout)"
+    assert "the worker process died by signal 9" in str(errors["dies"])
+    assert not any(process.is_alive() for process in processes)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(tiny_epsilon, tmp_path, installed_plugin) -> None:
+    path = write(tmp_path, tiny_epsilon, "methods: [hangs]", "attacks: [none]", "workers: 1", "threads: 1")
+    words = [sys.executable, "-m", "persbench", "run", "--spec", str(path), "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(installed_plugin)}
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        assert any("protect ada with hangs" in line for line in process.stderr)
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, err = process.communicate(timeout=60)
+        assert time.monotonic() - began < 10
+        assert process.returncode == 130
+        assert "the same command goes on from here" in err
+        with pytest.raises(ProcessLookupError):  # nobody of its group is left
+            os.killpg(process.pid, 0)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_makes_the_same_records_when_a_node_is_killed(serial, tiny_epsilon, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    from ray.cluster_utils import Cluster as LocalCluster
+
+    from persbench.pipeline.executors.cluster import Cluster
+    from persbench.pipeline.specfile import matrix, specification
+
+    path, output = serial
+    cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    doomed = cluster.add_node(num_cpus=1)
+    asked = specification(path, {})
+    work = [cell for run in matrix(asked) for cell in run.cells()]
+    store = Store(tmp_path / "store")
+    executor = Cluster(store.root, cluster.address, threads=1)
+    look, ended = executor.wait, []
+
+    def wait():
+        ended.extend(found := look())
+        if len(ended) >= 3 and doomed in cluster.worker_nodes:
+            cluster.remove_node(doomed, allow_graceful=False)
+        return found
+
+    monkeypatch.setattr(executor, "wait", wait)
+    try:
+        results = Scheduler(work, store, tmp_path, executor).run()
+    finally:
+        cluster.shutdown()
+    assert not any(result.error for result in results)
+    assert doomed not in cluster.worker_nodes
+    assert rows(tmp_path) == rows(output)
