@@ -46,8 +46,9 @@ def leaderboard(
             Console().print(f"wrote {written}", highlight=False, soft_wrap=True)
     if site:
         from persbench.leaderboard.site import write_site
+        from persbench.leaderboard.verdicts import read_verdicts
 
-        page = write_site(site, everything, output, disclaimers, papers)
+        page = write_site(site, everything, output, disclaimers, papers, read_verdicts(output))
         Console().print(f"wrote {page}", highlight=False, soft_wrap=True)
 
 
