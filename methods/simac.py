@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from persbench.contracts import Card, Subject
 from persbench.diffusion import DiffusionModel
@@ -149,7 +148,7 @@ def feature_loss(
 
 
 @contextmanager
-def features(unet: nn.Module) -> Iterator[list[torch.Tensor]]:
+def features(unet: Any) -> Iterator[list[torch.Tensor]]:
     """Collects what the second convolutions of the last up block give, (N, C, h, w) each, in fp32."""
     found: list[torch.Tensor] = []
     hooks = [

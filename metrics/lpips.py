@@ -17,6 +17,9 @@ _POOL_BEFORE = (1, 2)
 class LPIPS(nn.Module):
     """Perceptual distance; module form, with gradients to its inputs."""
 
+    shift: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(nn.Conv2d(i, o, k, s, p) for i, o, k, s, p in _CONVOLUTIONS)

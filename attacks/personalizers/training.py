@@ -133,7 +133,7 @@ class _Rows(nn.Module):
         return table.index_copy(0, self.rows, self.vectors)
 
 
-def train_tokens(tuned: DiffusionModel, tokens: Sequence[int], start: int | None = None) -> tuple[nn.Parameter, Callable[[], None]]:
+def train_tokens(tuned: DiffusionModel, tokens: Sequence[int], start: int | None = None) -> tuple[nn.Parameter, Callable[[], object]]:
     """Make embeddings of `tokens` trainable in place, from where they are or from the embedding of the token `start`.
 
     Returns their vectors (K, D) and what merges them into the table; the other rows stay as they are, bit for bit.

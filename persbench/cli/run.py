@@ -35,11 +35,10 @@ def run(spec: Spec = None, **given: Any) -> None:
         warnings.warn("this run changes the track's protocol: compare its results with each other only", stacklevel=1)
     stamp = fingerprint(asked.bases)
     request = asked.request() | {"keep": asked.keep}  # a run that keeps less has something to drop
-    results = finished(asked.output, request, stamp)
-    if results is None:
-        results = execute(asked, console)
-        if not any(result.error or _has_error_rows(result) for result in results):
-            note_finished(asked.output, request, stamp, results)
+    known = finished(asked.output, request, stamp)
+    results = execute(asked, console) if known is None else known
+    if known is None and not any(result.error or _has_error_rows(result) for result in results):
+        note_finished(asked.output, request, stamp, results)
     from persbench.leaderboard.terminal import print_run
 
     print_run(Console(), results, asked.output)

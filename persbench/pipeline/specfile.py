@@ -32,11 +32,12 @@ def _commas(value: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_list), Field(min_length=1)]
-ProtocolChanges = create_model(
+_changeable: dict[str, Any] = {f.name: (get_type_hints(Protocol)[f.name] | None, None) for f in fields(Protocol)}
+ProtocolChanges: type[BaseModel] = create_model(
     "ProtocolChanges",
     __config__=ConfigDict(extra="forbid"),
     __doc__="Numbers of the track's standard protocol that this run replaces.",
-    **{f.name: (get_type_hints(Protocol)[f.name] | None, None) for f in fields(Protocol)},
+    **_changeable,
 )
 
 
@@ -118,7 +119,7 @@ class Specification(BaseModel):
 
     def changes(self) -> str:
         """Canonical JSON of the replaced protocol numbers; "" when there are none."""
-        given = self.protocol.model_dump(exclude_unset=True) if self.protocol else {}  # type: ignore[attr-defined]
+        given: dict[str, Any] = self.protocol.model_dump(exclude_unset=True) if self.protocol else {}
         return canonical(given) if given else ""
 
     def request(self) -> dict[str, Any]:
