@@ -41,7 +41,7 @@ class Adaptation:
 
     model: DiffusionModel
     parameters: list[nn.Parameter]
-    merge: Callable[[], None] = lambda: None
+    merge: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
