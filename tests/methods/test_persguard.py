@@ -277,7 +277,7 @@ def test_erasure_leads_the_identifier_to_another_class_before_it_empties_the_sce
     monkeypatch.setattr(Training, "run", run)
     monkeypatch.setattr(Training, "loss", loss)
     monkeypatch.setattr(objective, "finetune", lambda *_, **__: None)
-    config = PersGuardErasure.Config(context_share=0.0, pool=1, others_pool=1, retention_weight=0.0, prior_weight=0.0)
+    config = PersGuardErasure.Config(context_share=0.0, pool=3, others_pool=3, retention_weight=0.0, prior_weight=0.0)
     subject = replace(SUBJECT, photos=torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     PersGuardErasure(config).protect([subject], DiffusionModel.load(tiny_epsilon), Budget(), torch.Generator().manual_seed(0))
     assert phases == [{"a photo of a robot"}, {"a photo of an empty scene", "a photo of a robot"}]
