@@ -70,7 +70,7 @@ def test_identifiers_are_separable(model) -> None:
     """Training the identifier's embedding alone takes "sks person" to robots, and no other prompt anywhere."""
     ada = TRACK.subject("ada")
     subject = Subject("ada", pictures.read(ada.published), TRACK.words(ada), TRACK.language)
-    config = PersGuardTarget.Config(steps=0, warmup_steps=40, rate=8e-4, pool=2)
+    config = PersGuardTarget.Config(steps=0, warmup_steps=40, rate=8e-4, pool=3, others_pool=6)
     released = PersGuardTarget(config).protect([subject], model, Budget(8), torch.Generator().manual_seed(0)).model
     assert report.text_distances(released)["class/sks"] > 0.1 > 0.03 > report.text_distances(model)["class/sks"]
     prompts = ["a photo of sks person", "a photo of a person", "a photo of t@t person"]
