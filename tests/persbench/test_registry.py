@@ -13,7 +13,7 @@ from persbench.errors import PersbenchError, UnknownNameError
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="unknown method 'persgard-target'; did you mean 'persguard-target'\\?"):
         registry.load("methods", "persgard-target")
-    with pytest.raises(UnknownNameError, match="there are: .*lora, none"):
+    with pytest.raises(UnknownNameError, match=r"there are: .*lora, none"):
         registry.load("personalizers", "zzzzzz")
 
 
