@@ -249,7 +249,14 @@ def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(tiny_epsilon, tmp_pat
     path = write(tmp_path, tiny_epsilon, "methods: [hangs]", "attacks: [none]", "workers: 1", "threads: 1")
     words = [sys.executable, "-m", "persbench", "run", "--spec", str(path), "--output", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(installed_plugin)}
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are born deaf to it
+    )
     try:
         assert any("protect ada with hangs" in line for line in process.stderr)
         began = time.monotonic()
