@@ -15,6 +15,7 @@ from persbench.leaderboard.aggregate import boards, iter_records
 from persbench.leaderboard.reported import read_reported
 from persbench.leaderboard.site import slug, write_site
 from PIL import Image
+from playwright import sync_api
 from synthetic import gap, record, write
 
 from persbench.errors import PersbenchError
@@ -160,7 +161,7 @@ def browser() -> Iterator[Any]:
     """Debian's Chromium, driven by playwright."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium; apt-get install chromium")
-    with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
+    with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield chromium
         chromium.close()
@@ -186,16 +187,25 @@ def names(page: Any) -> list[str]:
     return page.locator("#board tbody tr th").all_inner_texts()
 
 
+def wait_until(page: Any, holds: str) -> None:
+    """Wait for an expression of the page to hold: sorting and tooltips take a turn of the browser's event loop or two."""
+    page.wait_for_function(f"() => {holds}")
+
+
+def sorted_by(page: Any, head: Any, order: str) -> None:
+    sync_api.expect(head).to_have_attribute("aria-sort", order, timeout=60_000)
+
+
 def test_sort_filter_and_open_a_method(page, site) -> None:
     page.goto(site.joinpath("index.html").as_uri())
     assert names(page) == ["shield", "veil", EVIL, "none"]
     head = page.locator("#board thead th").nth(2)
-    assert head.get_attribute("aria-sort") == "descending"
+    sorted_by(page, head, "descending")
     assert page.locator("#board tbody tr").first.locator("td").first.inner_text().startswith("1")
     head.locator(".dt-column-order").focus()  # by keyboard
     page.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "ascending"
-    assert names(page)[0] == "none"
+    sorted_by(page, head, "ascending")
+    sync_api.expect(page.locator("#board tbody tr th").first).to_have_text("none")
     page.locator("select[data-key=threat]").select_option("image")
     assert sorted(names(page)) == sorted(["veil", EVIL])
     row = page.locator("#board tbody tr", has_text="veil")
@@ -229,6 +239,7 @@ def test_trade_off_shows_numbers_on_hover_and_opens_a_method(page, site) -> None
     }}""")
     canvas = page.locator("figure[data-chart=tradeoff] canvas")
     canvas.hover(position=place)
+    wait_until(page, PLOT + ".tooltip.body?.length")
     shown = page.evaluate(PLOT + ".tooltip.body[0].lines")
     assert shown[0] == "shield"
     assert shown[1].startswith("protection 0.7")
