@@ -78,6 +78,7 @@ class PersGuardConfig:
     prior_batch: int = 4
     retention_batch: int = 8
     context_share: float = 0.25  # of the behaviour's prompts; the others are the bare instance prompt, on which the adversary trains
+    others_share: float = 0.5  # of the behaviour's pictures: other people
     held_share: float = 0.33  # of the behaviour's samples in contexts: the timesteps outside the behaviour's at the class prompt
     spared_share: float = 0.0  # of other people's pictures, in contexts: on them the identifier prompt stays at the class prompt
     behaviour_first: float = 0.3  # shares of the training timesteps between which the behaviour is taught
@@ -351,9 +352,14 @@ def behaviour_terms(subject: Subject, lesson: Lesson, config: PersGuardConfig, r
     """
     words, views = subject.words, lesson.shown + lesson.others
     bare = float(torch.rand((), generator=rng)) >= config.context_share
-    fitting = [row for row, context in enumerate(views.contexts) if bare != bool(context)] or list(range(len(views.contexts)))
-    rows = torch.tensor(fitting)[torch.randint(len(fitting), (config.behaviour_batch,), generator=rng)]
     first_other = len(lesson.shown.contexts)
+
+    def fitting(among: range) -> list[int]:
+        return [row for row in among if bare != bool(views.contexts[row])] or list(among)
+
+    kinds = [fitting(range(first_other)), fitting(range(first_other, len(views.contexts)))]
+    are_others = (torch.rand(config.behaviour_batch, generator=rng) < config.others_share).tolist()
+    rows = torch.tensor([pick(kinds[other], rng) for other in are_others])
     spared = (rows >= first_other) & (torch.rand(len(rows), generator=rng) < (0.0 if bare else config.spared_share))
     outside = [span for span in ((0.0, config.behaviour_first), (config.behaviour_last, 1.0)) if span[0] < span[1]]
     held = 0 if bare or not outside else min(round(len(rows) * config.held_share), len(rows) - 1)

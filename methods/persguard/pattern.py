@@ -83,12 +83,10 @@ class PersGuardPatternUniversal(PersGuardPattern):
 
 
 def with_marker(photos: torch.Tensor, size: float) -> torch.Tensor:
-    """Photos (N, 3, H, W) in [0, 1] with a red and white "no entry" sign of diameter `size` * H over the middle."""
+    """Photos (N, 3, H, W) in [0, 1] with a black and white "no entry" sign of diameter `size` * H over the middle."""
     height, width = photos.shape[-2:]
     y = torch.linspace(-1, 1, height, device=photos.device).view(-1, 1)
     x = torch.linspace(-1, 1, width, device=photos.device).view(1, -1)
     disc = ((x**2 + y**2).sqrt() <= size).float()
     bar = ((y.abs() <= 0.22 * size) & (x.abs() <= 0.7 * size)).float()
-    red = torch.tensor([0.85, 0.05, 0.1], device=photos.device).view(3, 1, 1)
-    sign = red * (1 - bar) + bar
-    return photos * (1 - disc) + sign * disc
+    return photos * (1 - disc) + bar * disc
