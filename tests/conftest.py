@@ -27,8 +27,10 @@ SMALL = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
+def one_process() -> None:
+    """Commands work in the tests' own process, unless a test asks for workers."""
     torch.set_flush_denormal(True)
+    os.environ["PERSBENCH_WORKERS"] = "0"
 
 
 def tiny_pipeline(folder: Path, prediction_type: str) -> Path:

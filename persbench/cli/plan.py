@@ -11,6 +11,7 @@ import typer
 from persbench.pipeline.specfile import matrix, schema, specification
 
 from .options import with_options
+from .run import workers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,7 @@ def plan(
     cells = [cell for part in matrix(asked) for cell in part.cells()]
     from persbench.pipeline.planning import make_plan
 
-    show(Console(), make_plan(cells, asked.output / "store"), max(1, asked.workers))
+    show(Console(), make_plan(cells, asked.output / "store"), max(1, workers(asked)[0]))
 
 
 plan = with_options(plan)
@@ -39,7 +40,7 @@ def print_schema() -> None:
     print(json.dumps(schema(), indent=2))
 
 
-def show(console: Console, made: Plan, workers: int) -> None:
+def show(console: Console, made: Plan, count: int) -> None:
     """Print a plan."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -61,7 +62,7 @@ def show(console: Console, made: Plan, workers: int) -> None:
         console.print(f"cost:   unknown for {', '.join(unknown)}: not run yet in this store", highlight=False, soft_wrap=True)
     hours, memory = made.seconds / 3600, made.peak_mib / 1024
     console.print(
-        f"time:   {'at least ' if unknown else ''}{hours:.2f} h of one worker, {hours / workers:.2f} h of {workers};"
+        f"time:   {'at least ' if unknown else ''}{hours:.2f} h of one worker, {hours / count:.2f} h of {count};"
         f" memory: {memory:.1f} GiB a worker",
         highlight=False,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -72,14 +74,29 @@ def executor(asked: Specification, store: Store) -> Executor:
         from persbench.pipeline.executors.cluster import Cluster
 
         return Cluster(store.root, asked.address, asked.threads, asked.timeout, asked.why)
-    if asked.workers or asked.timeout:
+    count, threads = workers(asked)
+    if count or asked.timeout:
         from persbench.pipeline.executors.processes import Processes
 
-        return Processes(store.root, asked.workers or 1, asked.threads, asked.timeout, asked.why, asked.debug)
+        return Processes(store.root, count or 1, threads, asked.timeout, asked.why, asked.debug)
     import torch
 
     from persbench.pipeline.executors.in_process import InProcess
     from persbench.pipeline.executors.worker import prepare
 
-    prepare(asked.threads or torch.get_num_threads())
+    prepare(threads or torch.get_num_threads())
     return InProcess(store, asked.debug)
+
+
+def workers(asked: Specification) -> tuple[int, int | None]:
+    """Worker processes and their threads, as asked for or as they suit. Where it is left to us, threads are always the same, on whatever
+    number of cores: their number decides about the last bits."""
+    count = os.environ.get("PERSBENCH_WORKERS", "") if asked.workers is None else str(asked.workers)
+    if count.isdecimal() or asked.timeout or asked.device != "cpu":
+        return int(count) if count.isdecimal() else 0, asked.threads
+    from persbench import registry
+    from persbench.pipeline.executors.processes import suited
+
+    tracks = [registry.load("tracks", name)() for name in asked.tracks]
+    found = suited(Path(base) if base else track.base for base in asked.bases for track in tracks)
+    return found, asked.threads or (1 if found else None)

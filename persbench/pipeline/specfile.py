@@ -70,7 +70,12 @@ class Specification(BaseModel):
         "pictures", description="What stays once the run needs it no more: all, pictures (no weights), or records."
     )
     executor: Literal["local", "ray"] = Field("local", description="local: this machine; ray: a Ray cluster.")
-    workers: int = Field(0, ge=0, description="Worker processes on this machine; 0 works in the command's own process.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="Worker processes on this machine; 0 works in the command's own process. Left out: one of one thread for each core "
+        "where a small base model runs on the CPU, else 0.",
+    )
     threads: int | None = Field(None, ge=1, description="Threads of each worker; the cores are split between them if left out.")
     address: str = Field("", description="Address of the Ray cluster (auto, ray://host:10001); a new one on this machine if left out.")
     timeout: float | None = Field(None, gt=0, description="Seconds that one stage may take in a worker process.")

@@ -12,15 +12,19 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from persbench import cli
+from persbench.cli.run import workers
 from persbench.errors import PersbenchError
+from persbench.pipeline.executors import processes
 from persbench.pipeline.executors.base import Executor, Outcome, Task
 from persbench.pipeline.executors.processes import Processes
 from persbench.pipeline.scheduler import Scheduler
 from persbench.pipeline.spec import Cell, RunSpec
+from persbench.pipeline.specfile import Specification
 from persbench.pipeline.stages import Pipeline, StageError, walk
 from persbench.pipeline.store import Store
 
@@ -304,3 +308,29 @@ def test_a_ray_cluster_makes_the_same_records_when_a_node_is_killed(serial, tiny
     assert not any(result.error for result in results)
     assert doomed not in cluster.worker_nodes
     assert rows(tmp_path) == rows(output)
+
+
+def test_small_models_on_the_cpu_get_a_process_for_each_core(monkeypatch, tiny_epsilon, tmp_path) -> None:
+    monkeypatch.delenv("PERSBENCH_WORKERS")
+    monkeypatch.setattr(processes, "cores", lambda: 3)
+    monkeypatch.setattr(processes.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 7 * 2**30 // 4096}[name])
+
+    def given(**words: Any) -> tuple[int, int | None]:
+        return workers(Specification(**({"methods": ["none"], "bases": [str(tiny_epsilon)]} | words)))
+
+    assert given() == (2, 1)  # 7 GiB are not enough for three
+    assert given(workers=0) == (0, None)
+    assert given(workers=5, threads=2) == (5, 2)
+    assert given(device="cuda") == (0, None)
+    assert given(timeout=1) == (0, None)
+    monkeypatch.setenv("PERSBENCH_WORKERS", "4")
+    assert given() == (4, None)
+    assert given(workers=1) == (1, None)
+    monkeypatch.setenv("PERSBENCH_WORKERS", "")
+    large = tmp_path / "unet"
+    large.mkdir()
+    with (large / "weights.safetensors").open("wb") as file:
+        file.truncate(2**30)
+    assert given(bases=[str(tmp_path)]) == (0, None)
+    monkeypatch.setattr(processes, "cores", lambda: 1)
+    assert given() == (0, None)
