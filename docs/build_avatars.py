@@ -1,13 +1,17 @@
-"""Write docs/avatars.md and its pictures from records: `python docs/build_avatars.py --output persbench-runs`.
+"""Write docs/avatars.md and its pictures: `python docs/build_avatars.py [--add persbench-runs]`.
 
-Every number on the page comes from the records and from the track's report; the words around them stand in this file.
+Every number on the page comes from the records in leaderboard/results/avatars and from the track's report; the words around them stand
+in this file and in avatars_notes.md. `--add` first takes over the records of an output folder, and draws the pictures of the methods
+that it has.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +20,30 @@ from persbench.leaderboard.aggregate import Score, line, read_records, score
 from persbench.leaderboard.terminal import interval, number, percent
 from PIL import Image, ImageDraw
 
-from persbench import pictures
+from persbench import pictures, registry
 from persbench.pictures import to_levels
+from persbench.pipeline.spec import Cell
+from persbench.provenance import source_digest
 from persbench.tracks import avatars
 from persbench.tracks.avatars import Avatars
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "leaderboard" / "results" / "avatars"
 METHODS = ("none", "random-noise", "persguard-target", "persguard-erasure", "persguard-pattern")
-TERMS = ("behaviour_weight", "prior_weight", "retention_weight")
-SIDE, GAP, LABEL = 96, 4, 18
+ABLATIONS = ("behaviour_weight", "prior_weight", "retention_weight", "retention")
+SIDE, GAP, LABEL = 64, 3, 18
 
 INTRO = """# The embedded track `avatars`: what was measured
 
 {disclaimer}
 
-This page is written by `python docs/build_avatars.py --output FOLDER` from the records of
+This page is written by `python docs/build_avatars.py` from the records in `leaderboard/results/avatars`, which are those of
 
 ```sh
 {commands}
 ```
+
+`persbench leaderboard --output leaderboard/results/avatars` shows them too.
 
 ## The track itself
 
@@ -55,11 +64,10 @@ in which the text-image model sees somebody of the subject's class, as the judge
 
 PICTURES = """## Pictures
 
-Each row: two published photos, two held-out references, then two of the sixteen pictures that the adversary gets: without
-protection (control), and with each method. The last two columns are a bystander's, personalized with the target variant's model and
-with the base model.
+Each row is a subject: a published photo and a held-out reference, what the adversary gets without protection (control) and with it, one
+picture for each prompt of the protocol, and what a bystander's adversary gets with the released model and with the base model, two each.
 
-![Pictures of all subjects](images/avatars-subjects.png)
+{grids}
 """
 
 
@@ -146,78 +154,103 @@ def ablation_table(groups: dict[tuple[str, str], list[Score]]) -> str:
     return markdown(rows) if len(rows) > 1 else ""
 
 
-def page_pictures(records: list[dict[str, Any]], store: Path, path: Path) -> None:
-    """The grid of pictures: subjects down, origins across."""
+def present(record: Mapping[str, Any]) -> bool:
+    """Whether the method's code and options are still what they were when the record was made."""
+    cell = Cell.from_dict(record["cell"])
+    was = record["configs"].get("protect", {}).get("method")
+    if was is None:
+        return True
+    options = {**Avatars.protocol.options.get(cell.method, {}), **cell.options_of(cell.method)}
+    method = registry.configure(cell.method, registry.load("methods", cell.method), options)
+    return bool(was["source"] == source_digest(type(method)) and was["config"] == json.loads(json.dumps(vars(method.config))))
+
+
+def grid(records: Mapping[str, Mapping[str, Any]], store: Path, path: Path) -> None:
+    """The pictures of a method, by subject: subjects down, origins across."""
     track = Avatars()
-    by_subject: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for record in records:
-        if not record["cell"]["options"]:
-            by_subject[record["cell"]["subject"]][record["cell"]["method"]] = record
 
-    def two(key: str) -> torch.Tensor:
-        return pictures.read(sorted((store / "generate" / key).glob("*.png"))[1::4][:2])
+    def drawn(key: str, which: slice) -> torch.Tensor:
+        return pictures.read(sorted((store / "generate" / key).glob("*.png"))[which])
 
-    shown = [method for method in METHODS[1:] if any(method in found for found in by_subject.values())]
-    rows, heads = [], ["published", "reference", "control", *shown, "bystander", "its control"]
-    for name in track.subject_lists()["all"]:
-        found = by_subject.get(name, {})
-        subject = track.subject(name)
-        if "persguard-target" not in found:
-            continue
-        row = [pictures.read(subject.published[:2]), pictures.read(subject.references[:2])]
-        row.append(two(found["persguard-target"]["pictures"]["control"]))
-        blank = torch.ones(2, 3, 64, 64)
-        row += [two(found[method]["pictures"]["attacked"]) if method in found else blank for method in shown]
-        watched = found["persguard-target"]["pictures"]
-        label = next(key.rsplit(":", 1)[0] for key in watched if key.startswith("bystander:"))
-        row += [two(watched[f"{label}:attacked"]), two(watched[f"{label}:control"])]
+    rows: list[tuple[str, list[torch.Tensor]]] = []
+    heads = [("photo", 1), ("ref.", 1), ("control", 4), ("protected", 4), ("bystander", 2), ("its control", 2)]
+    for name in (name for name in track.subject_lists()["all"] if name in records):
+        subject, sets = track.subject(name), records[name]["pictures"]
+        label = next((key.rsplit(":", 1)[0] for key in sets if key.startswith("bystander:")), "")
+        row = [pictures.read(subject.published[:1]), pictures.read(subject.references[:1])]
+        row += [drawn(sets[kind], slice(None, None, 4)) for kind in ("control", "attacked")]
+        row += [drawn(sets[f"{label}:{kind}"], slice(4, None, 8)) for kind in ("attacked", "control")] if label else []
         rows.append((name, row))
-    width = GAP + len(heads) * (2 * SIDE + 2 * GAP) + 60
-    canvas = Image.new("RGB", (width, LABEL + len(rows) * (SIDE + GAP) + GAP), "white")
-    draw = ImageDraw.Draw(canvas)
-    for x, head in enumerate(heads):
-        draw.text((64 + x * (2 * SIDE + 2 * GAP), 3), head, fill="black")
-    for y, (name, row) in enumerate(rows):
-        top = LABEL + y * (SIDE + GAP)
-        draw.text((2, top + SIDE // 2), name[:10], fill="black")
-        for x, pair in enumerate(row):
-            for i, levels in enumerate(to_levels(pair).permute(0, 2, 3, 1).numpy()):
-                picture = Image.fromarray(levels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-                canvas.paste(picture, (60 + x * (2 * SIDE + 2 * GAP) + i * (SIDE + 1), top))
+    canvas = Image.new("RGB", (70 + sum(count * SIDE + 4 * GAP for _, count in heads), LABEL + len(rows) * (SIDE + GAP)), "white")
+    draw, left = ImageDraw.Draw(canvas), 66
+    for place, (head, count) in enumerate(heads):
+        draw.text((left, 3), head, fill="black")
+        for line_, (name, row) in enumerate(rows):
+            top = LABEL + line_ * (SIDE + GAP)
+            draw.text((2, top + SIDE // 2 - 6), name[:10], fill="black")
+            for i, levels in enumerate(to_levels(row[place]).permute(0, 2, 3, 1).numpy() if place < len(row) else ()):
+                canvas.paste(Image.fromarray(levels).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left + i * SIDE, top))
+        left += count * SIDE + 4 * GAP
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.quantize(128).save(path, optimize=True)
+
+
+def published(record: Mapping[str, Any]) -> bool:
+    """Whether a record belongs on the page: the standard protocol, with nothing changed but what an ablation changes."""
+    cell = Cell.from_dict(record["cell"])
+    options = cell.options_of(cell.method)
+    plain = cell.bystanders is None and cell.budget is None and not cell.group and cell.seed == 0 and not cell.base
+    return plain and cell.track == "avatars" and record.get("status", "ok") == "ok" and set(options) <= set(ABLATIONS)
+
+
+def add(output: Path) -> None:
+    """Take over the records of an output folder, and draw their pictures."""
+    grids: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    (RESULTS / "records").mkdir(parents=True, exist_ok=True)
+    for path, record in read_records(output):
+        if published(record) and present(record):
+            shutil.copy(path, RESULTS / "records" / path.name)
+            cell = Cell.from_dict(record["cell"])
+            if cell.method in METHODS[1:] and not cell.options and cell.attack == "lora":
+                grids[cell.method][cell.subject] = record
+    for method, found in grids.items():
+        grid(found, output / "store", DOCS / "images" / f"avatars-{method}.png")
 
 
 def main() -> None:
     """Read the records, write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    output = parser.parse_args().output
-    records = [record for _, record in read_records(output) if record.get("status", "ok") == "ok" and record["cell"]["attack"] == "lora"]
+    parser.add_argument("--add", type=Path, metavar="OUTPUT", help="output folder of runs whose records are to be taken over")
+    given = parser.parse_args()
+    if given.add:
+        add(given.add)
     groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
-    for record in records:
+    former: dict[str, int] = defaultdict(int)
+    for _, record in read_records(RESULTS):
         found = score(record)
-        if record["cell"]["bystanders"] is None and record["cell"]["budget"] is None and found.attack == "lora":
+        if found.attack == "lora":
             groups[found.method, found.variant].append(found)
+            former[found.method] += not present(record)
     everyone = set(Avatars().subject_lists()["all"])
     measured = {m: {found.subject for found in groups[m, ""]} for m in METHODS if (m, "") in groups}
     commands = "\n".join(
         f"persbench run --method {m} --attack lora --subjects {'all' if names == everyone else ','.join(sorted(names))}"
         for m, names in measured.items()
     )
+    changed = [f"{number} of `{method}`" for method, number in former.items() if number]
+    main_part = MAIN.format(table=main_table(groups))
+    if changed:
+        main_part += f"\nRecords made with code or options that have changed since: {', '.join(changed)}.\n"
+    parts = [INTRO.format(disclaimer=Avatars.disclaimer, commands=commands, report=report_table()), main_part]
     ablations = ablation_table(groups)
-    parts = [
-        INTRO.format(disclaimer=Avatars.disclaimer, commands=commands, report=report_table()),
-        MAIN.format(table=main_table(groups)),
-        PICTURES,
-    ]
     if ablations:
-        parts.insert(2, f"## Each term of PersGuard left out, and other options\n\n{ablations}\n")
+        parts.append(f"## Each term of PersGuard left out, and the other reading of retention\n\n{ablations}\n")
+    drawn = [method for method in METHODS if (DOCS / "images" / f"avatars-{method}.png").exists()]
+    if drawn:
+        parts.append(PICTURES.format(grids="\n\n".join(f"### `{m}`\n\n![Pictures of {m}](images/avatars-{m}.png)" for m in drawn)))
     notes = DOCS / "avatars_notes.md"
-    if notes.exists():
-        parts.append(notes.read_text("utf-8"))
+    parts.append(notes.read_text("utf-8"))
     (DOCS / "avatars.md").write_text("\n".join(parts), "utf-8")
-    page_pictures(records, output / "store", DOCS / "images" / "avatars-subjects.png")
 
 
 if __name__ == "__main__":
