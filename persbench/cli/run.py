@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +55,7 @@ def _has_error_rows(result: Result) -> bool:
     return result.record is not None and any(row["value"] is None for row in result.record["rows"])
 
 
-def execute(asked: Specification, console: Console) -> Sequence[Result]:
+def execute(asked: Specification, console: Console) -> list[Result]:
     """Run all cells; a failing cell becomes an error and the others go on."""
     cells = [cell for spec in matrix(asked) for cell in spec.cells()]
     from persbench.pipeline.scheduler import Scheduler

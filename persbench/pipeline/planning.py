@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from persbench.errors import SkippedCell
 from . import costs
 from .costs import Cost
 from .spec import Cell
-from .stages import Pipelines, walk
+from .stages import Pipelines, no_collection, walk
 from .store import Store
 
 STAGES = ("protect", "counter", "tamper", "personalize", "generate", "score", "record")
@@ -60,6 +59,11 @@ class Plan:
 
 def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
     """Plan cells on the store in a folder. Raises PersbenchError for what cannot be planned; impossible cells are counted."""
+    with no_collection():
+        return _make_plan(cells, folder)
+
+
+def _make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
     pipelines = Pipelines(Store(folder))
     stored = {stage: {*_keys(folder / stage)} for stage in STAGES}
     seen: set[str] = set()
@@ -67,7 +71,6 @@ def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
     have: Counter[tuple[str, str]] = Counter()
     reasons: Counter[str] = Counter()
     count = done = alone = 0
-    gc.freeze()  # what is loaded by now stays: the collector need not look at it again and again
     for cell in cells:
         count += 1
         try:
@@ -75,14 +78,14 @@ def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
         except SkippedCell as reason:
             reasons[str(reason)] += 1
             continue
-        needed = [(node.key, node.stage, node.plugin) for node in walk(record)]
-        needed += [(key, "score", metric) for metric, key in record.parts["scores"].items()]
-        alone += len(needed)
+        nodes, scores = walk(record), record.parts["scores"]
+        alone += len(nodes) + len(scores)
+        needed = [(node.key, node.stage, node.plugin) for node in nodes if node.key not in seen]
+        needed += [(key, "score", metric) for metric, key in scores.items() if key not in seen]
         for key, stage, plugin in needed:
-            if key not in seen:
-                seen.add(key)
-                wanted[stage, plugin] += 1
-                have[stage, plugin] += key in stored[stage]
+            seen.add(key)
+            wanted[stage, plugin] += 1
+            have[stage, plugin] += key in stored[stage]
         done += record.key in stored["record"]
     known = costs.recorded(folder)
     lines = tuple(

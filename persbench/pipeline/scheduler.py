@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import gc
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from .costs import Cost, Kind
 from .executors.base import Executor, Outcome, Task
 from .results import Result, save
 from .spec import Cell
-from .stages import MODELS_KEPT, NO_FILES, READS, Node, Pipelines
+from .stages import MODELS_KEPT, NO_FILES, READS, Node, Pipelines, no_collection
 from .store import Store, StoreError
 from .upkeep import Keep, Keeper
 
@@ -77,7 +76,8 @@ class Scheduler:
     def run(self) -> list[Result]:
         """Results of all cells in their order; fewer when `fail_fast` stopped them. Whatever interrupts leaves no worker behind."""
         try:
-            self._plan()
+            with no_collection():
+                self._plan()
             self._loop()
         finally:
             self.executor.close()
@@ -92,7 +92,6 @@ class Scheduler:
         numbers: dict[tuple, int] = {}
         lengths: dict[tuple[int, str], float] = {}
         self.known = costs.recorded(self.store.root)
-        gc.freeze()  # what is loaded by now stays
         for index, cell in enumerate(self.cells):
             try:
                 record = pipelines.of(cell).plan(cell)

@@ -77,7 +77,7 @@ class Specification(BaseModel):
         "where a small base model runs on the CPU, else 0.",
     )
     threads: int | None = Field(None, ge=1, description="Threads of each worker; the cores are split between them if left out.")
-    address: str = Field("", description="Address of the Ray cluster (auto, ray://host:10001); a new one on this machine if left out.")
+    address: str = Field("", description="Address of the Ray cluster (auto, host:6379); a new one on this machine if left out.")
     timeout: float | None = Field(None, gt=0, description="Seconds that one stage may take in a worker process.")
     fail_fast: bool = Field(False, description="Stop at the first cell that fails.")
     quiet: bool = Field(False, description="No progress.")

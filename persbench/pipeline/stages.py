@@ -12,8 +12,9 @@ import os
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -28,7 +29,7 @@ from persbench.provenance import cost, environment, source_digest
 from persbench.tracks.base import Track, TrackSubject
 
 from .checks import check_model, check_pictures, check_rows, lent, planning
-from .keys import HOLE, Frozen, compose, key_of, key_of_text, quoted, thaw
+from .keys import HOLE, Frozen, Template, compose, key_of_text, quoted, thaw
 from .spec import Attack, Cell, Part, seed_of
 from .store import FATAL, Artefact, Store, StoreError, digest, file_digest
 
@@ -75,10 +76,11 @@ class Node:
     inputs: tuple[Node, ...] = ()
     plugin: str = ""  # the name of the plug-in at work
     uses: str = ""  # the model that it works on, by Ref.id
+    text: InitVar[str] = ""  # canonical JSON of `content`, where the caller has it
     key: str = field(init=False)  # of the artefact
 
-    def __post_init__(self) -> None:
-        self.key = key_of({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
+    def __post_init__(self, text: str) -> None:
+        self.key = key_of_text(text or compose({"stage": self.stage, "format": FORMATS[self.stage], **self.parts}))
 
     @property
     def content(self) -> dict[str, Any]:
@@ -229,6 +231,16 @@ class Pipeline:
                 self._plans.clear()
             found = self._plans[key] = make()
         return found
+
+    def _parts(self, stage: str, name: tuple, static: Callable[[], dict[str, Any]], **given: Any) -> tuple[dict[str, Any], str]:
+        """Parts of a stage, and their canonical JSON: `static` ones, the same for all stages of this name, and the given ones."""
+
+        def make() -> tuple[dict[str, Any], Template]:
+            parts = static()
+            return parts, Template({"stage": stage, "format": FORMATS[stage], **parts}, *given)
+
+        parts, template = self._once(("parts", stage, *name), make)
+        return {**parts, **given}, template.text(given)
 
     def release_memory(self) -> None:
         """Let go of the models and judges; they are loaded again when they are needed."""
@@ -425,15 +437,17 @@ class Pipeline:
 
     def _counter(self, cell: Cell, part: Part, photos: Ref, subject: TrackSubject) -> Ref:
         configured = self._plugin("countermeasures", part.name, cell, part.options)
-        parts = {
-            "countermeasure": configured.identity,
-            "photos": photos.id,
-            "clean_photos": self._photos_digest(subject.spares),
-            "subject": subject.name,
-            "base": self.base_digest,
-            "seed": cell.seed,
-            **self._runtime(),
-        }
+
+        def static() -> dict[str, Any]:
+            return {
+                "countermeasure": configured.identity,
+                "clean_photos": self._photos_digest(subject.spares),
+                "subject": subject.name,
+                "base": self.base_digest,
+                **self._runtime(),
+            }
+
+        parts, text = self._parts("counter", (part, subject.name, cell.options), static, photos=photos.id, seed=cell.seed)
 
         def build(folder: Path) -> None:
             given = self.photos(photos, subject)
@@ -444,7 +458,7 @@ class Pipeline:
             pictures.save(result, folder, subject.name)
 
         needs = (photos.node,) if photos.node else ()
-        node = Node("counter", f"{part} on photos of {subject.name}", parts, build, needs, part.name)
+        node = Node("counter", f"{part} on photos of {subject.name}", parts, build, needs, part.name, text=text)
         return Ref(f"counter:{node.key}", node)
 
     def tamper(self, cell: Cell, part: Part, model: Ref) -> Ref:
@@ -502,16 +516,18 @@ class Pipeline:
         if not configured.plugin.trains:
             return model, said
         words, means = said.words, self._means(cell, configured.plugin)
-        parts = {
-            "personalizer": configured.identity,
-            "words": said.frozen,
-            "photos": photos.id,
-            "model": model.id,
-            "class_pictures": [node.key for node in means],
-            "base": self.base_digest,
-            "seed": cell.seed,
-            **self._runtime(),
-        }
+
+        def static() -> dict[str, Any]:
+            return {
+                "personalizer": configured.identity,
+                "words": said.frozen,
+                "class_pictures": [node.key for node in means],
+                "base": self.base_digest,
+                **self._runtime(),
+            }
+
+        name = (cell.attack, subject.name, cell.options)
+        parts, text = self._parts("personalize", name, static, photos=photos.id, model=model.id, seed=cell.seed)
 
         def build(folder: Path) -> dict[str, Any]:
             start = self.model(model)
@@ -524,7 +540,8 @@ class Pipeline:
             return {"identifier_tokens": ids}
 
         needs = tuple(ref.node for ref in (photos, model) if ref.node) + means
-        node = Node("personalize", f"{attack.personalizer} on {subject.name}", parts, build, needs, attack.personalizer.name, model.id)
+        personalizer = attack.personalizer
+        node = Node("personalize", f"{personalizer} on {subject.name}", parts, build, needs, personalizer.name, model.id, text)
         return Ref(f"personalize:{node.key}", node), said
 
     def generate(self, cell: Cell, title: str, model: Ref, prompts: Prompts, noise: str) -> Node:
@@ -533,19 +550,20 @@ class Pipeline:
         return self._once(key, lambda: self._generate(cell, title, model, prompts, noise))
 
     def _generate(self, cell: Cell, title: str, model: Ref, prompts: Prompts, noise: str) -> Node:
-        from persbench.diffusion import DiffusionModel
-
         protocol = self.track.protocol
-        parts = {
-            "model": model.id,
-            "prompts": prompts.frozen,
-            "inference_steps": protocol.inference_steps,
-            "guidance": protocol.guidance,
-            "noise": noise,
-            "seed": cell.seed,
-            "source": source_digest(DiffusionModel),
-            **self._runtime(),
-        }
+
+        def static() -> dict[str, Any]:
+            from persbench.diffusion import DiffusionModel
+
+            return {
+                "prompts": prompts.frozen,
+                "inference_steps": protocol.inference_steps,
+                "guidance": protocol.guidance,
+                "source": source_digest(DiffusionModel),
+                **self._runtime(),
+            }
+
+        parts, text = self._parts("generate", (prompts.digest,), static, model=model.id, noise=noise, seed=cell.seed)
 
         def build(folder: Path) -> None:
             rng = torch.Generator().manual_seed(seed_of("generate", noise, cell.seed))
@@ -554,7 +572,7 @@ class Pipeline:
                 raise PersbenchError("the model generates pictures that are not finite")
             pictures.save(sampled, folder, "picture")
 
-        return Node("generate", title, parts, build, (model.node,) if model.node else (), uses=model.id)
+        return Node("generate", title, parts, build, (model.node,) if model.node else (), uses=model.id, text=text)
 
     def prompts(self, words: Words) -> tuple[str, ...]:
         """The evaluation prompts for the words of an adversary; without identifier those of the class."""
@@ -652,14 +670,11 @@ class Pipeline:
         """The record node over a cell's picture sets and stages; `released`, `model`: what the method gave to the world."""
         metrics: dict[str, Configured] = self._once(("metrics", cell.options), lambda: self._metrics(cell))
         sets, stages, inputs = group.sets, group.stages, tuple(group.nodes.values())
-        score_parts = {
-            "sets": group.frozen(),
-            "published": self.published(subject).id,
-            "released": released.id,
-            "evaluators": self._evaluator_digest,
-        }
-        before, after = compose({"stage": "score", "format": FORMATS["score"], "metric": HOLE, **score_parts}).split(HOLE.text)
-        score_keys = {name: key_of_text(f"{before}{metric.identity.text}{after}") for name, metric in metrics.items()}
+        judges = {"evaluators": self._evaluator_digest}
+        given = {"sets": group.frozen(), "published": self.published(subject).id, "released": released.id}
+        shared_parts, text = self._parts("score", (), lambda: judges, **given, metric=HOLE)
+        before, after = text.split(HOLE.text)
+        score_texts = {name: f"{before}{metric.identity.text}{after}" for name, metric in metrics.items()}
 
         def evidence() -> Evidence:
             found = {}
@@ -679,7 +694,8 @@ class Pipeline:
                 rows = check_rows(name, metric, metric.measure(shared[0], self.evaluators), shared[0])
                 (folder / ROWS).write_text(json.dumps([asdict(row) for row in rows]), "utf-8")
 
-            return Node("score", f"score {name}", {"metric": configured.identity, **score_parts}, build, inputs, name)
+            parts = {**shared_parts, "metric": configured.identity}
+            return Node("score", f"score {name}", parts, build, inputs, name, text=score_texts[name])
 
         def build(folder: Path) -> dict[str, Any]:
             rows: list[dict[str, Any]] = []
@@ -714,10 +730,17 @@ class Pipeline:
             self._sheet(sets, subject, released, folder / "pictures.png")
             return {"complete": all(row["value"] is not None for row in rows)}
 
-        options = self._once(("options", cell.options), lambda: Frozen(cell.options))
-        parts = {"cell": {**cell.to_dict(), "options": options}, "scores": score_keys}
+        scores = {name: key_of_text(text) for name, text in score_texts.items()}
+        parts, text = self._parts("record", (), dict, cell=self._cell(cell), scores=scores)
         title = f"{cell.method} · {cell.attack} · {cell.subject}"
-        return Node("record", title, parts, build, inputs, uses=model.id)
+        return Node("record", title, parts, build, inputs, uses=model.id, text=text)
+
+    def _cell(self, cell: Cell) -> Frozen:
+        """A cell as it stands in the key of its record."""
+        plain, changing = cell.to_dict(), ("method", "attack", "subject", "group", "seed")
+        name = ("cell", cell.options, cell.budget, cell.bystanders)
+        template: Template = self._once(name, lambda: Template(plain, *changing))
+        return Frozen(plain, template.text(plain))
 
     def _sheet(self, sets: Mapping[str, Wanted], subject: TrackSubject, released: Ref, path: Path) -> None:
         rows = [pictures.read(subject.published, self.size), self.photos(released, subject)]
@@ -736,6 +759,18 @@ def walk(node: Node) -> list[Node]:
             found[each.key] = each
             waiting += each.inputs
     return [*found.values()]
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Planning makes many small objects and no cycles: looking for some takes longer than planning itself."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Pipelines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -70,11 +71,14 @@ class Cluster(Executor):
             raise PersbenchError("the Ray executor needs Ray; pip install 'persbench[ray]'") from None
         self.ray, self.root, self.threads, self.timeout, self.why = ray, str(root.resolve()), threads or 1, timeout, why
         try:
-            ray.init(log_to_driver=False, logging_level="ERROR", **({"address": address} if address else {"include_dashboard": False}))
+            ray.init(
+                log_to_driver=False, logging_level=logging.ERROR, **({"address": address} if address else {"include_dashboard": False})
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise PersbenchError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
+            where = address or "this machine"
+            raise PersbenchError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from None
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.events = ray.remote(Events).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.events: Any = ray.remote(Events).options(num_cpus=0, scheduling_strategy=here).remote()
         self.perform = ray.remote(perform)
         self.at_work: dict[Any, tuple[int, Task]] = {}
         self.began: dict[str, tuple[str, float]] = {}  # key of a task to the stage that it is at, and since when

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -83,7 +84,8 @@ class Processes(Executor):
     def start(self, worker: int, task: Task) -> None:
         at_work = self.workers.get(worker) or self._spawn(worker)
         at_work.task, at_work.since = task, 0.0
-        at_work.pipe.send((task.cell, task.key))
+        with suppress(OSError):  # it died while it had nothing to do: `wait` finds out and tries again
+            at_work.pipe.send((task.cell, task.key))
 
     def _spawn(self, number: int) -> _Worker:
         context = get_context("spawn")
