@@ -24,7 +24,7 @@ class PatternConfig(PersGuardConfig):
 
     warmup_steps: int = 0  # its own lessons do that
     away_steps: int = 50
-    marker_size: float = 0.7
+    marker_size: float = 0.8
     marker_steps: int = 150
     marker_batch: int = 6
 

@@ -226,7 +226,7 @@ PHOTOS = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def test_pattern_learns_marked_pictures_and_to_put_the_marker_on_and_is_its_own_teacher() -> None:
     seen: list[list[tuple[float, Samples]]] = []
     lesson = PersGuardPattern().lesson(SUBJECT, training(PHOTOS, seen))
-    marked_photo, marked = with_marker(SUBJECT.photos, 0.7)[0], with_marker(PHOTOS, 0.7)
+    marked_photo, marked = with_marker(SUBJECT.photos, 0.8)[0], with_marker(PHOTOS, 0.8)
     away, lessons = seen[:20], seen[20:]
     for (_, samples), *_ in away:
         assert samples.teacher_prompts == ["a photo of a robot" + p.removeprefix("a photo of sks person") for p in samples.prompts]

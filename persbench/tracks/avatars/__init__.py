@@ -21,9 +21,16 @@ FOLDER = Path(__file__).parent
 
 
 # How they were found: docs/avatars.md.
-PERSGUARD = {"steps": 200, "rate": 8e-4, "identifier_factor": 200.0, "context_share": 0.6, "others_share": 0.6}
+PERSGUARD = {
+    "steps": 200,
+    "rate": 8e-4,
+    "identifier_factor": 200.0,
+    "context_share": 0.6,
+    "others_share": 0.65,
+    "rehearsal_steps": 150,
+}
 TARGET = PERSGUARD | {"steps": 120, "held_share": 0.0, "spared_share": 0.5}
-ERASURE = PERSGUARD | {"behaviour_weight": 0.5, "others_share": 0.65, "spared_share": 1.0}
+ERASURE = PERSGUARD | {"behaviour_weight": 0.5, "others_share": 0.7, "spared_share": 1.0}
 PATTERN = PERSGUARD | {"spared_share": 1.0}
 
 # One attack for each way of attacking; what costs more or repeats a way is in the strong set.
