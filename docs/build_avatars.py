@@ -166,31 +166,38 @@ def present(record: Mapping[str, Any]) -> bool:
 
 
 def grid(records: Mapping[str, Mapping[str, Any]], store: Path, path: Path) -> None:
-    """The pictures of a method, by subject: subjects down, origins across."""
+    """The pictures of a method, by subject: subjects down, origins across. Rows of subjects that have no record now stay as they are."""
     track = Avatars()
+    everyone = track.subject_lists()["all"]
 
     def drawn(key: str, which: slice) -> torch.Tensor:
         return pictures.read(sorted((store / "generate" / key).glob("*.png"))[which])
 
-    rows: list[tuple[str, list[torch.Tensor]]] = []
     heads = [("photo", 1), ("ref.", 1), ("control", 4), ("protected", 4), ("bystander", 2), ("its control", 2)]
-    for name in (name for name in track.subject_lists()["all"] if name in records):
-        subject, sets = track.subject(name), records[name]["pictures"]
+    size = 70 + sum(count * SIDE + 4 * GAP for _, count in heads), LABEL + len(everyone) * (SIDE + GAP)
+    if path.exists():
+        canvas = Image.open(path).convert("RGB")
+    else:
+        canvas = Image.new("RGB", size, "white")
+        draw, left = ImageDraw.Draw(canvas), 66
+        for head, count in heads:
+            draw.text((left, 3), head, fill="black")
+            left += count * SIDE + 4 * GAP
+        for line_, name in enumerate(everyone):
+            draw.text((2, LABEL + line_ * (SIDE + GAP) + SIDE // 2 - 6), name[:10], fill="black")
+            draw.text((66, LABEL + line_ * (SIDE + GAP) + SIDE // 2 - 6), "not measured yet", fill="grey")
+    for name, record in records.items():
+        subject, sets = track.subject(name), record["pictures"]
         label = next((key.rsplit(":", 1)[0] for key in sets if key.startswith("bystander:")), "")
         row = [pictures.read(subject.published[:1]), pictures.read(subject.references[:1])]
         row += [drawn(sets[kind], slice(None, None, 4)) for kind in ("control", "attacked")]
         row += [drawn(sets[f"{label}:{kind}"], slice(4, None, 8)) for kind in ("attacked", "control")] if label else []
-        rows.append((name, row))
-    canvas = Image.new("RGB", (70 + sum(count * SIDE + 4 * GAP for _, count in heads), LABEL + len(rows) * (SIDE + GAP)), "white")
-    draw, left = ImageDraw.Draw(canvas), 66
-    for place, (head, count) in enumerate(heads):
-        draw.text((left, 3), head, fill="black")
-        for line_, (name, row) in enumerate(rows):
-            top = LABEL + line_ * (SIDE + GAP)
-            draw.text((2, top + SIDE // 2 - 6), name[:10], fill="black")
-            for i, levels in enumerate(to_levels(row[place]).permute(0, 2, 3, 1).numpy() if place < len(row) else ()):
+        top, left = LABEL + everyone.index(name) * (SIDE + GAP), 66
+        canvas.paste("white", (left, top, size[0], top + SIDE))
+        for (_, count), shown in zip(heads, row, strict=False):
+            for i, levels in enumerate(to_levels(shown).permute(0, 2, 3, 1).numpy()):
                 canvas.paste(Image.fromarray(levels).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left + i * SIDE, top))
-        left += count * SIDE + 4 * GAP
+            left += count * SIDE + 4 * GAP
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.quantize(128).save(path, optimize=True)
 
@@ -217,13 +224,8 @@ def add(output: Path) -> None:
         grid(found, output / "store", DOCS / "images" / f"avatars-{method}.png")
 
 
-def main() -> None:
-    """Read the records, write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--add", type=Path, metavar="OUTPUT", help="output folder of runs whose records are to be taken over")
-    given = parser.parse_args()
-    if given.add:
-        add(given.add)
+def page() -> str:
+    """The page, from the records that are kept."""
     groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
     former: dict[str, int] = defaultdict(int)
     for _, record in read_records(RESULTS):
@@ -250,7 +252,17 @@ def main() -> None:
         parts.append(PICTURES.format(grids="\n\n".join(f"### `{m}`\n\n![Pictures of {m}](images/avatars-{m}.png)" for m in drawn)))
     notes = DOCS / "avatars_notes.md"
     parts.append(notes.read_text("utf-8"))
-    (DOCS / "avatars.md").write_text("\n".join(parts), "utf-8")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Take over new records if there are some, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--add", type=Path, metavar="OUTPUT", help="output folder of runs whose records are to be taken over")
+    given = parser.parse_args()
+    if given.add:
+        add(given.add)
+    (DOCS / "avatars.md").write_text(page(), "utf-8")
 
 
 if __name__ == "__main__":
