@@ -22,6 +22,7 @@ from .worker import serve
 
 ATTEMPTS = 2  # of a stage whose worker process dies
 SECONDS = 0.5
+PATIENCE = 5.0  # seconds that an idle worker may take to end
 SMALL = 256 << 20  # bytes of weights
 
 
@@ -146,5 +147,10 @@ class Processes(Executor):
         return Outcome(worker.number, task.key, StageError(f"{task.title}: the worker process died {how}; is there enough memory?"))
 
     def close(self) -> None:
+        idle = [worker for worker in self.workers.values() if worker.task is None]
+        for worker in idle:
+            worker.pipe.close()  # it has nothing more to do, and ends; killed, it would leave semaphores behind
+        for worker in idle:
+            worker.process.join(PATIENCE)
         for worker in [*self.workers.values()]:
             self._drop(worker)
