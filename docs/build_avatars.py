@@ -205,9 +205,9 @@ def grid(records: Mapping[str, Mapping[str, Any]], store: Path, path: Path) -> N
 def published(record: Mapping[str, Any]) -> bool:
     """Whether a record belongs on the page: the standard protocol, with nothing changed but what an ablation changes."""
     cell = Cell.from_dict(record["cell"])
-    options = cell.options_of(cell.method)
+    ablated = all(plugin == cell.method and key in ABLATIONS for plugin, pairs in cell.options for key, _ in pairs)
     plain = cell.bystanders is None and cell.budget is None and not cell.group and cell.seed == 0 and not cell.base
-    return plain and cell.track == "avatars" and record.get("status", "ok") == "ok" and set(options) <= set(ABLATIONS)
+    return plain and cell.track == "avatars" and record.get("status", "ok") == "ok" and ablated
 
 
 def add(output: Path) -> None:

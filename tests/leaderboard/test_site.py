@@ -187,12 +187,8 @@ def names(page: Any) -> list[str]:
     return page.locator("#board tbody tr th").all_inner_texts()
 
 
-def wait_until(page: Any, holds: str) -> None:
-    """Wait for an expression of the page to hold: sorting and tooltips take a turn of the browser's event loop or two."""
-    page.wait_for_function(f"() => {holds}")
-
-
-def sorted_by(page: Any, head: Any, order: str) -> None:
+def sorted_by(head: Any, order: str) -> None:
+    """Sorting takes a turn of the browser's event loop or two."""
     sync_api.expect(head).to_have_attribute("aria-sort", order, timeout=60_000)
 
 
@@ -200,11 +196,11 @@ def test_sort_filter_and_open_a_method(page, site) -> None:
     page.goto(site.joinpath("index.html").as_uri())
     assert names(page) == ["shield", "veil", EVIL, "none"]
     head = page.locator("#board thead th").nth(2)
-    sorted_by(page, head, "descending")
+    sorted_by(head, "descending")
     assert page.locator("#board tbody tr").first.locator("td").first.inner_text().startswith("1")
     head.locator(".dt-column-order").focus()  # by keyboard
     page.keyboard.press("Enter")
-    sorted_by(page, head, "ascending")
+    sorted_by(head, "ascending")
     sync_api.expect(page.locator("#board tbody tr th").first).to_have_text("none")
     page.locator("select[data-key=threat]").select_option("image")
     assert sorted(names(page)) == sorted(["veil", EVIL])
@@ -239,7 +235,7 @@ def test_trade_off_shows_numbers_on_hover_and_opens_a_method(page, site) -> None
     }}""")
     canvas = page.locator("figure[data-chart=tradeoff] canvas")
     canvas.hover(position=place)
-    wait_until(page, PLOT + ".tooltip.body?.length")
+    page.wait_for_function(f"() => {PLOT}.tooltip.body?.length")  # drawn in the next frame
     shown = page.evaluate(PLOT + ".tooltip.body[0].lines")
     assert shown[0] == "shield"
     assert shown[1].startswith("protection 0.7")
