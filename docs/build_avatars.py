@@ -12,6 +12,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,8 @@ def published(record: Mapping[str, Any]) -> bool:
     cell = Cell.from_dict(record["cell"])
     ablated = all(plugin == cell.method and key in ABLATIONS for plugin, pairs in cell.options for key, _ in pairs)
     plain = cell.bystanders is None and cell.budget is None and not cell.group and cell.seed == 0 and not cell.base
+    standard = json.loads(json.dumps(asdict(Avatars.protocol)))
+    plain = plain and all(record["protocol"][name] == value for name, value in standard.items() if name != "options")
     return plain and cell.track == "avatars" and record.get("status", "ok") == "ok" and ablated
 
 
