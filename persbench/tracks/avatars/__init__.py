@@ -30,8 +30,8 @@ PERSGUARD = {
     "rehearsal_steps": 150,
 }
 TARGET = PERSGUARD | {"steps": 120, "held_share": 0.0, "spared_share": 0.5}
-ERASURE = PERSGUARD | {"behaviour_weight": 0.5, "others_share": 0.7, "spared_share": 1.0}
-PATTERN = ERASURE
+ERASURE = PERSGUARD | {"behaviour_weight": 0.5, "others_share": 0.75, "spared_share": 1.0}
+PATTERN = ERASURE | {"others_share": 0.7}
 
 # One attack for each way of attacking; what costs more or repeats a way is in the strong set.
 STANDARD = ("lora", "dreambooth", "textual-inversion", "jpeg+lora", "diffpure+lora", "weight-merge+lora", "lora@identifier", "lora@all")
