@@ -12,8 +12,9 @@ from persbench.errors import SkippedCell
 
 from . import costs
 from .costs import Cost
+from .forms import Forms
 from .spec import Cell
-from .stages import Pipelines, no_collection, walk
+from .stages import no_collection
 from .store import Store
 
 STAGES = ("protect", "counter", "tamper", "personalize", "generate", "score", "record")
@@ -64,9 +65,8 @@ def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
 
 
 def _make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
-    pipelines = Pipelines(Store(folder))
+    forms = Forms(Store(folder))
     stored = {stage: {*_keys(folder / stage)} for stage in STAGES}
-    seen: set[str] = set()
     wanted: Counter[tuple[str, str]] = Counter()
     have: Counter[tuple[str, str]] = Counter()
     reasons: Counter[str] = Counter()
@@ -74,19 +74,16 @@ def _make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
     for cell in cells:
         count += 1
         try:
-            record = pipelines.of(cell).plan(cell)
+            found = forms.plan(cell)
         except SkippedCell as reason:
             reasons[str(reason)] += 1
             continue
-        nodes, scores = walk(record), record.parts["scores"]
-        alone += len(nodes) + len(scores)
-        needed = [(node.key, node.stage, node.plugin) for node in nodes if node.key not in seen]
-        needed += [(key, "score", metric) for metric, key in scores.items() if key not in seen]
-        for key, stage, plugin in needed:
-            seen.add(key)
-            wanted[stage, plugin] += 1
-            have[stage, plugin] += key in stored[stage]
-        done += record.key in stored["record"]
+        alone += found.stages
+        for kind, key in found.new:
+            wanted[kind] += 1
+            if key in stored[kind[0]]:
+                have[kind] += 1
+        done += found.record in stored["record"]
     known = costs.recorded(folder)
     lines = tuple(
         Line(*kind, wanted[kind], have[kind], known.get(kind)) for kind in sorted(wanted, key=lambda kind: (STAGES.index(kind[0]), kind))

@@ -77,10 +77,15 @@ class Node:
     plugin: str = ""  # the name of the plug-in at work
     uses: str = ""  # the model that it works on, by Ref.id
     text: InitVar[str] = ""  # canonical JSON of `content`, where the caller has it
+    scores: Callable[[], list[Node]] = field(default=list, repr=False)  # a record's; it runs them by itself
     key: str = field(init=False)  # of the artefact
 
     def __post_init__(self, text: str) -> None:
-        self.key = key_of_text(text or compose({"stage": self.stage, "format": FORMATS[self.stage], **self.parts}))
+        self.key = key_of_text(text or self.canonical())
+
+    def canonical(self) -> str:
+        """Canonical JSON of `content`."""
+        return compose({"stage": self.stage, "format": FORMATS[self.stage], **self.parts})
 
     @property
     def content(self) -> dict[str, Any]:
@@ -365,8 +370,8 @@ class Pipeline:
         budget = Budget(levels if levels is not None else self.track.protocol.budget_levels)
         parts = {
             "method": configured.identity,
-            "subjects": [{"name": s.name, "photos": self.published(s).id, "words": asdict(self.track.words(s))} for s in group],
-            "language": asdict(self.track.language),
+            "subjects": self._once(("protected", *(s.name for s in group)), lambda: Frozen([self._protected(s) for s in group])),
+            "language": self._once(("language",), lambda: Frozen(asdict(self.track.language))),
             "base": self.base_digest,
             "budget_levels": budget.levels if "photos" in method.changes else None,
             "seed": cell.seed,
@@ -400,6 +405,10 @@ class Pipeline:
             Ref(f"protect:{node.key}", node) if "model" in method.changes else base,
             node,
         )
+
+    def _protected(self, subject: TrackSubject) -> dict[str, Any]:
+        """A subject as it stands in the key of its protection."""
+        return {"name": subject.name, "photos": self.published(subject).id, "words": asdict(self.track.words(subject))}
 
     def published(self, subject: TrackSubject) -> Ref:
         """The photos of a subject before any protection."""
@@ -584,9 +593,17 @@ class Pipeline:
     @planning
     def plan(self, cell: Cell) -> Node:
         """The record node of a cell; everything else hangs below it. Raises PersbenchError for what cannot be planned."""
+        return self.plan_released(cell, self.protection(cell))
+
+    def protection(self, cell: Cell) -> tuple[Ref, Ref, Node | None]:
+        """Released photos and model of a cell's method, and its node (None when the method changes nothing)."""
+        return self.protect(cell, self._subject(cell.subject))
+
+    def plan_released(self, cell: Cell, release: tuple[Ref, Ref, Node | None]) -> Node:
+        """The record node of a cell whose method releases these photos and this model."""
         attack = self._once(("attack", cell.attack), lambda: Attack.parse(cell.attack))
         subject = self._subject(cell.subject)
-        released_photos, released_model, protection = self.protect(cell, subject)
+        released_photos, released_model, protection = release
         own = self._attacked(cell, attack, subject, released_photos, released_model, "attacked")
         key = ("others", cell.attack, subject.name, cell.bystanders, released_model.id, cell.seed, cell.options)
         others = self._once(key, lambda: self._others(cell, attack, subject, released_model))
@@ -733,7 +750,11 @@ class Pipeline:
         scores = {name: key_of_text(text) for name, text in score_texts.items()}
         parts, text = self._parts("record", (), dict, cell=self._cell(cell), scores=scores)
         title = f"{cell.method} · {cell.attack} · {cell.subject}"
-        return Node("record", title, parts, build, inputs, uses=model.id, text=text)
+
+        def every_score() -> list[Node]:
+            return [scoring(name, configured) for name, configured in metrics.items()]
+
+        return Node("record", title, parts, build, inputs, uses=model.id, text=text, scores=every_score)
 
     def _cell(self, cell: Cell) -> Frozen:
         """A cell as it stands in the key of its record."""

@@ -8,6 +8,7 @@ import pytest
 
 from persbench import registry
 from persbench.pipeline import stages
+from persbench.pipeline.forms import Forms
 from persbench.pipeline.keys import Frozen, compose, key_of, thaw
 from persbench.pipeline.planning import make_plan
 from persbench.pipeline.spec import Cell, RunSpec
@@ -96,3 +97,18 @@ def test_a_plan_counts_what_is_shared_and_what_is_there(tmp_path, tiny_epsilon) 
     assert made.alone > sum(line.wanted for line in made.lines)
     assert (made.seconds, made.peak_mib) == (4.0, 100.0)  # one LoRA to do; nothing else has a cost yet
     assert noise.plugin == "random-noise"
+
+
+def test_keys_of_many_cells_are_those_of_each_cell_alone(tmp_path, tiny_epsilon) -> None:
+    methods = ("none", "random-noise", "persguard-target", "fsmg")
+    attacks = ("none", "lora", "jpeg+lora@identifier", "weight-merge+dreambooth", "hotter+textual-inversion")
+    cells = RunSpec("avatars", methods, attacks, ("ada", "boris"), (0, 7, -1), str(tiny_epsilon)).cells()
+    cells += RunSpec("avatars", methods, ("lora",), ("ada", "boris"), (7,), str(tiny_epsilon), together=2, budget=4.0).cells()
+    forms, run = Forms(Store(tmp_path)), Pipeline("avatars", str(tiny_epsilon), Store(tmp_path))
+    seen: set[str] = set()
+    for cell in cells:
+        record, found = run.plan(cell), forms.plan(cell)
+        nodes = [*walk(record), *record.scores()]
+        assert (found.record, found.stages) == (record.key, len(nodes))
+        assert sorted(found.new) == sorted(((node.stage, node.plugin), node.key) for node in nodes if node.key not in seen)
+        seen |= {node.key for node in nodes}
