@@ -84,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cells = spec(given.cells).cells()[: given.cells]
         cpu, began = time.process_time(), time.perf_counter()
-        made = make_plan(cells, Path(folder) / "store")
+        made = make_plan(cells, Store(Path(folder) / "store"))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         stages = sum(line.wanted for line in made.lines)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from PIL import Image
 
 from persbench import pictures, registry
 from persbench.errors import PersbenchError
+from persbench.pipeline.store import Store, existing_store
 
 from ..aggregate import Row, Score
 
@@ -60,6 +62,11 @@ class Copier:
     output: Path
     done: set[str] = field(default_factory=set)
 
+    @cached_property
+    def store(self) -> Store | None:
+        """Where the pictures are."""
+        return existing_store(self.output)
+
     def add(self, picture: torch.Tensor, alt: str) -> Picture | None:
         """A picture (3, H, W) in [0, 1] as a file of the site; None when the site holds as many as it may."""
         image = Image.fromarray(pictures.to_levels(picture).permute(1, 2, 0).numpy())
@@ -86,8 +93,10 @@ class Copier:
         """A few pictures of an artefact, from the start and the middle; None where it is gone, damaged, or no artefact."""
         if not (isinstance(key, str) and _KEY.fullmatch(key)):
             return None
-        root = (self.output / "store").resolve()
-        files = sorted(path for path in (root / stage / key).glob(pattern) if path.resolve().is_relative_to(root))
+        if self.store is None:
+            return None
+        root, folder = self.store.root.resolve(), self.store.fetched(stage, key)
+        files = sorted(path for path in folder.glob(pattern) if path.resolve().is_relative_to(root))
         try:
             return pictures.read(_few(files)) if files else None
         except PersbenchError:

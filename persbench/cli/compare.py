@@ -52,9 +52,12 @@ def compare(
 
 
 def picture_folders(output: Path, one: Score, other: Score) -> list[tuple[str, Path]]:
-    """Folders of the control's, the first's and the second's pictures of a cell; empty names where the record does not say."""
+    """Folders of the control's, the first's and the second's pictures of a cell, as far as the record names them."""
+    from persbench.pipeline.store import existing_store
+
     keys = (("control", one.pictures.get("control")), ("first", one.pictures.get("attacked")), ("second", other.pictures.get("attacked")))
-    return [(label, output / "store" / "generate" / key) for label, key in keys if key]
+    store = existing_store(output)
+    return [(label, store.fetched("generate", key) if store else output / "store" / "generate" / key) for label, key in keys if key]
 
 
 def write_sheet(path: Path, output: Path, pairs: Sequence[tuple[Score, Score]]) -> None:

@@ -28,8 +28,9 @@ def plan(
     asked = specification(spec, given)
     cells = [cell for part in matrix(asked) for cell in part.cells()]
     from persbench.pipeline.planning import make_plan
+    from persbench.pipeline.store import store_of
 
-    show(Console(), make_plan(cells, asked.output / "store"), max(1, workers(asked)[0]))
+    show(Console(), make_plan(cells, store_of(asked.output, asked.store)), max(1, workers(asked)[0]))
 
 
 plan = with_options(plan)

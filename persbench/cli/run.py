@@ -59,10 +59,10 @@ def execute(asked: Specification, console: Console) -> list[Result]:
     """Run all cells; a failing cell becomes an error and the others go on."""
     cells = [cell for spec in matrix(asked) for cell in spec.cells()]
     from persbench.pipeline.scheduler import Scheduler
-    from persbench.pipeline.store import Store
+    from persbench.pipeline.store import store_of
     from persbench.progress import reporting
 
-    store = Store(asked.output / "store")
+    store = store_of(asked.output, asked.store)
     with reporting(console, asked.quiet, asked.why):
         return Scheduler(cells, store, asked.output, executor(asked, store), asked.fail_fast, asked.debug, asked.keep).run()
 
@@ -72,12 +72,12 @@ def executor(asked: Specification, store: Store) -> Executor:
     if asked.executor == "ray":
         from persbench.pipeline.executors.cluster import Cluster
 
-        return Cluster(store.root, asked.address, asked.threads, asked.timeout, asked.why)
+        return Cluster(store.place, asked.address, asked.threads, asked.timeout, asked.why)
     count, threads = workers(asked)
     if count or asked.timeout:
         from persbench.pipeline.executors.processes import Processes
 
-        return Processes(store.root, count or 1, threads, asked.timeout, asked.why, asked.debug)
+        return Processes(store.place, count or 1, threads, asked.timeout, asked.why, asked.debug)
     import torch
 
     from persbench.pipeline.executors.in_process import InProcess

@@ -23,13 +23,13 @@ def score(
 
     from persbench.pipeline.rescore import cell_of, rescored
     from persbench.pipeline.stages import Pipelines
-    from persbench.pipeline.store import Store, StoreError, write_atomically
+    from persbench.pipeline.store import StoreError, store_of, write_atomically
     from persbench.progress import reporting
 
     paths = sorted((output / "records").glob("*.json"))
     if not paths:
         raise PersbenchError(f"no records in {output / 'records'}; run something first: persbench run --method persguard-target")
-    console, store = Console(stderr=True), Store(output / "store")
+    console, store = Console(stderr=True), store_of(output)
     pipelines = Pipelines(store)
     changed, failed = 0, 0
     with reporting(console, quiet) as report:

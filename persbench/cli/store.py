@@ -93,8 +93,9 @@ def gc(
 def opened(output: Path) -> Store:
     """The store of an output folder. Raises PersbenchError where there is none."""
     from persbench.errors import PersbenchError
-    from persbench.pipeline.store import Store
+    from persbench.pipeline.store import existing_store
 
-    if not (output / "store").is_dir():
+    found = existing_store(output)
+    if found is None:
         raise PersbenchError(f"no store in {output}; give the folder of a run with --output")
-    return Store(output / "store")
+    return found

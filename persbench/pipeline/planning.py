@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from persbench.errors import SkippedCell
 
@@ -58,15 +56,15 @@ class Plan:
         return max((line.cost.peak_mib for line in self.lines if line.cost and line.wanted > line.stored), default=0.0)
 
 
-def make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
-    """Plan cells on the store in a folder. Raises PersbenchError for what cannot be planned; impossible cells are counted."""
+def make_plan(cells: Iterable[Cell], store: Store) -> Plan:
+    """Plan cells on a store. Raises PersbenchError for what cannot be planned; impossible cells are counted."""
     with no_collection():
-        return _make_plan(cells, folder)
+        return _make_plan(cells, store)
 
 
-def _make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
-    forms = Forms(Store(folder))
-    stored = {stage: {*_keys(folder / stage)} for stage in STAGES}
+def _make_plan(cells: Iterable[Cell], store: Store) -> Plan:
+    forms = Forms(store)
+    stored = {stage: store.keys(stage) for stage in STAGES}
     wanted: Counter[tuple[str, str]] = Counter()
     have: Counter[tuple[str, str]] = Counter()
     reasons: Counter[str] = Counter()
@@ -84,12 +82,8 @@ def _make_plan(cells: Iterable[Cell], folder: Path) -> Plan:
             if key in stored[kind[0]]:
                 have[kind] += 1
         done += found.record in stored["record"]
-    known = costs.recorded(folder)
+    known = costs.recorded(store.root)
     lines = tuple(
         Line(*kind, wanted[kind], have[kind], known.get(kind)) for kind in sorted(wanted, key=lambda kind: (STAGES.index(kind[0]), kind))
     )
     return Plan(count, done, sum(reasons.values()), alone, lines, tuple(f"{times} cells: {reason}" for reason, times in reasons.items()))
-
-
-def _keys(folder: Path) -> Iterable[str]:
-    return (entry.name for entry in os.scandir(folder)) if folder.is_dir() else ()

@@ -64,6 +64,10 @@ class Specification(BaseModel):
         None, description="YAML or JSON mapping of protocol numbers to replace; results then compare with nothing else."
     )
     output: Path = Field(OUTPUT, description="Where the store, the records and the pictures go.")
+    store: str = Field(
+        "",
+        description="Path or URL (s3://bucket/folder) of the store; below the output folder if left out, or where it was told before.",
+    )
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="fp32, fp16 or bf16 (mixed precision).")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, ...")
     keep: Literal["all", "pictures", "records"] = Field(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from persbench.errors import PersbenchError
 from persbench.progress import reporter
@@ -80,6 +80,39 @@ class Artefact:
 Stats = tuple[tuple[int, int, int] | None, ...]
 
 
+class Place(NamedTuple):
+    """Where a store is, for other processes: the folder, and the URL where its artefacts are as well."""
+
+    root: str
+    url: str = ""
+
+    def open(self) -> Store:
+        """The store."""
+        if not self.url:
+            return Store(Path(self.root))
+        from .mirror import Mirror
+
+        return Mirror(Path(self.root), self.url)
+
+
+def existing_store(output: Path) -> Store | None:
+    """The store of an output folder, for readers: None, and nothing is made, where there is none."""
+    return store_of(output) if (output / "store").is_dir() or (output / "store-place").is_file() else None
+
+
+def store_of(output: Path, where: str = "") -> Store:
+    """The store of an output folder: below it, or at a path or URL, which the folder remembers once it was given."""
+    note = output / "store-place"
+    if where and not (note.is_file() and note.read_text("utf-8") == where):
+        if "://" not in where:
+            where = str(Path(where).resolve())
+        write_atomically(note, where)
+    where = where or (note.read_text("utf-8") if note.is_file() else "")
+    if where and "://" not in where:
+        return Store(Path(where))
+    return Place(str(output / "store"), where).open()
+
+
 class Store:
     """All artefacts below one folder."""
 
@@ -92,30 +125,40 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot use {root} as store: {error.strerror}; choose another folder with --output") from None
 
+    @property
+    def place(self) -> Place:
+        """What opens this store in another process."""
+        return Place(str(self.root.resolve()))
+
     def folder(self, stage: str, key: str) -> Path:
         """Where an artefact lies, whether it exists or not."""
         return self.root / stage / key
 
     # --- reading
 
+    def fetched(self, stage: str, key: str) -> Path:
+        """The folder of an artefact, brought here if it lies elsewhere; whether it exists, and is sound, nobody has looked."""
+        return self.folder(stage, key)
+
     def has(self, stage: str, key: str) -> bool:
         """Whether there is an artefact, whose files are not looked at."""
         return (self.folder(stage, key) / MANIFEST).is_file()
+
+    def keys(self, stage: str) -> set[str]:
+        """Keys of all artefacts of a stage, whose files are not looked at."""
+        folder = self.root / stage
+        return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
     def _manifest(self, stage: str, key: str) -> tuple[Artefact | None, list[str]]:
         """An artefact as its manifest has it, or None; and the manifest's name where it is damaged."""
         folder = self.folder(stage, key)
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-            # Artefacts of before manifests were checksummed have no checksum.
-            sound = (
-                manifest["key"] == key and manifest.get("checksum", "") in ("", _checksum(manifest)) and isinstance(manifest["files"], dict)
-            )
         except FileNotFoundError:
             return None, [MANIFEST] if folder.is_dir() else []
-        except (ValueError, KeyError, TypeError, AttributeError):
-            sound = False
-        return (Artefact(folder, manifest), []) if sound else (None, [MANIFEST])
+        except ValueError:
+            manifest = None
+        return (Artefact(folder, manifest), []) if sound(manifest, key) else (None, [MANIFEST])
 
     def peek(self, stage: str, key: str) -> Artefact | None:
         """An artefact as its manifest has it, whose files nobody has looked at; None where there is no sound manifest."""
@@ -250,12 +293,9 @@ class Store:
             return 0
         with self._writing(), self._locked(stage, key) as lock:
             found = self.peek(stage, key)
-            gone = {n: v for n, v in found.manifest["files"].items() if Path(n).suffix in kinds} if found else {}
+            manifest, gone = without(found.manifest, kinds) if found else ({}, {})
             freed = 0
             if found and gone:
-                manifest = dict(found.manifest)
-                manifest["files"] = {name: value for name, value in manifest["files"].items() if name not in gone}
-                manifest["dropped"] = {**manifest.get("dropped", {}), **gone}
                 _seal(folder, manifest)  # first: files that nobody knows do no harm, known ones that are missing are damage
                 for name in gone:
                     freed += found.path(name).stat().st_size
@@ -346,17 +386,39 @@ def _written(folder: Path) -> dict[str, str]:
     return found
 
 
+def sound(manifest: Any, key: str) -> bool:
+    """Whether a manifest is one, and of this key. Those of before manifests were checksummed have no checksum."""
+    try:
+        checksum = manifest.get("checksum", "")
+        return manifest["key"] == key and checksum in ("", _checksum(manifest)) and isinstance(manifest["files"], dict)
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def without(manifest: Mapping[str, Any], kinds: Collection[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A manifest whose files of these kinds are dropped, and these files with their checksums."""
+    gone = {name: value for name, value in manifest["files"].items() if Path(name).suffix in kinds}
+    files = {name: value for name, value in manifest["files"].items() if name not in gone}
+    return {**manifest, "files": files, "dropped": {**manifest.get("dropped", {}), **gone}}, gone
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with its own checksum."""
+    found: dict[str, Any] = json.loads(canonical(manifest))
+    found["checksum"] = _checksum(found)
+    return found
+
+
 def _seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Write a manifest with its own checksum."""
-    sealed = json.loads(canonical(manifest))
-    sealed["checksum"] = _checksum(sealed)
+    found = sealed(manifest)
     temporary = folder / f".{MANIFEST}"
     with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(sealed, stream, indent=1, sort_keys=True)
+        json.dump(found, stream, indent=1, sort_keys=True)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(folder / MANIFEST)
-    return sealed
+    return found
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:

@@ -38,7 +38,7 @@ from .checks import check_rows
 from .rescore import GENERATED_BY, asked_sets, cell_of, same_protocol
 from .spec import Cell
 from .stages import WEIGHTS, Pipeline, check_photos
-from .store import Store, digest, write_atomically
+from .store import Store, digest, store_of, write_atomically
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -126,7 +126,7 @@ def pack(paths: Sequence[Path], archive: Path, weights: bool = False) -> int:
             raise PersbenchError(f"{path} is not a record") from None
         if status != "ok":
             continue
-        store = Store(path.parent.parent / "store")
+        store = store_of(path.parent.parent)
         cell["base"] = Path(cell["base"]).name
         try:
             members |= _attachments(record, store, weights)
@@ -413,7 +413,7 @@ def verify(
     """
     with ExitStack() as stack:
         root = output if output is not None and rerun else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        store = Store(root / "store")
+        store = store_of(root)
         try:
             archive = stack.enter_context(Archive(path))
             names = archive.names("records/")

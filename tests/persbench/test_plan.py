@@ -89,7 +89,7 @@ def test_a_plan_counts_what_is_shared_and_what_is_there(tmp_path, tiny_epsilon) 
     control = next(node for node in walk(record) if node.stage == "personalize")
     store.get("personalize", control.content, lambda folder: {"cost": {"seconds": 4.0, "peak_mib": 100.0}})
     noise = next(node for node in walk(Pipeline("avatars", str(tiny_epsilon), store).plan(cells[1])) if node.stage == "protect")
-    made = make_plan(cells, tmp_path)
+    made = make_plan(cells, store)
     lines = {(line.stage, line.plugin): line for line in made.lines}
     assert (made.cells, made.done, made.skipped) == (2, 0, 0)
     assert (lines["personalize", "lora"].wanted, lines["personalize", "lora"].stored) == (2, 1)  # the control is shared

@@ -220,7 +220,7 @@ def test_two_workers_make_the_same_records_and_a_failing_method_stops_nobody(
 @pytest.mark.filterwarnings("ignore:.*does not import")
 def test_a_stage_that_hangs_or_kills_its_process_is_an_error(tiny_epsilon, tmp_path) -> None:
     store = Store(tmp_path)
-    executor = Processes(tmp_path, 2, threads=1, timeout=10)
+    executor = Processes(store.place, 2, threads=1, timeout=10)
     errors: dict[str, PersbenchError | None] = {}
     tasks = {}
     for number, method in enumerate(("hangs", "dies"), 1):
@@ -291,7 +291,7 @@ def test_a_ray_cluster_makes_the_same_records_when_a_node_is_killed(serial, tiny
     asked = specification(path, {})
     work = [cell for run in matrix(asked) for cell in run.cells()]
     store = Store(tmp_path / "store")
-    executor = Cluster(store.root, cluster.address, threads=1)
+    executor = Cluster(store.place, cluster.address, threads=1)
     look, ended = executor.wait, []
 
     def wait():

@@ -7,13 +7,12 @@ import os
 import time
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from persbench.errors import PersbenchError
 from persbench.pipeline.spec import Cell
 from persbench.pipeline.stages import StageError
-from persbench.pipeline.store import StoreError
+from persbench.pipeline.store import Place, StoreError
 
 from .base import Executor, Outcome, Task, report
 from .worker import Runner, Sender, prepare
@@ -40,21 +39,19 @@ class Events:
 
 
 @cache
-def _runner(root: str, threads: int) -> Runner:
+def _runner(place: Place, threads: int) -> Runner:
     """One for each Ray worker process, so that it keeps its models between tasks."""
-    from persbench.pipeline.store import Store
-
     prepare(threads)
-    return Runner(Store(Path(root)))
+    return Runner(place.open())
 
 
-def perform(root: str, threads: int, why: bool, events: Any, cell: Cell, key: str) -> tuple[str, bool]:
+def perform(place: Place, threads: int, why: bool, events: Any, cell: Cell, key: str) -> tuple[str, bool]:
     """A task: run a stage; returns what went wrong, or "", and whether it is a StoreError."""
     from persbench.progress import set_reporter
 
     set_reporter(Sender(lambda event: events.add.remote(key, event), why))
     try:
-        _runner(root, threads).run(cell, key)
+        _runner(place, threads).run(cell, key)
     except PersbenchError as error:
         return str(error), isinstance(error, StoreError)
     return "", False
@@ -63,13 +60,15 @@ def perform(root: str, threads: int, why: bool, events: Any, cell: Cell, key: st
 class Cluster(Executor):
     """A Ray cluster at an address ("": a new one on this machine). Tasks ask for `threads` cores, a GPU on CUDA, and recorded memory."""
 
-    def __init__(self, root: Path, address: str = "", threads: int | None = None, timeout: float | None = None, why: bool = False) -> None:
+    def __init__(
+        self, place: Place, address: str = "", threads: int | None = None, timeout: float | None = None, why: bool = False
+    ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
         except ImportError:
             raise PersbenchError("the Ray executor needs Ray; pip install 'persbench[ray]'") from None
-        self.ray, self.root, self.threads, self.timeout, self.why = ray, str(root.resolve()), threads or 1, timeout, why
+        self.ray, self.place, self.threads, self.timeout, self.why = ray, place, threads or 1, timeout, why
         try:
             ray.init(
                 log_to_driver=False, logging_level=logging.ERROR, **({"address": address} if address else {"include_dashboard": False})
@@ -96,7 +95,7 @@ class Cluster(Executor):
             memory=int(min(task.peak_mib * HEADROOM * 2**20, largest)) or None,
             max_retries=RETRIES,
             name=task.title,
-        ).remote(self.root, self.threads, self.why, self.events, task.cell, task.key)
+        ).remote(self.place, self.threads, self.why, self.events, task.cell, task.key)
         self.at_work[reference] = worker, task
 
     def wait(self) -> list[Outcome]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from persbench.pipeline.stages import StageError
-from persbench.pipeline.store import StoreError
+from persbench.pipeline.store import Place, StoreError
 
 from .base import Executor, Outcome, Task, report
 from .worker import serve
@@ -71,9 +71,9 @@ class Processes(Executor):
     """`count` processes that split the cores and the GPUs; a stage over `timeout` seconds is killed."""
 
     def __init__(
-        self, root: Path, count: int, threads: int | None = None, timeout: float | None = None, why: bool = False, debug: bool = False
+        self, place: Place, count: int, threads: int | None = None, timeout: float | None = None, why: bool = False, debug: bool = False
     ) -> None:
-        self.root, self.count, self.timeout, self.why, self.debug = root, count, timeout, why, debug
+        self.place, self.count, self.timeout, self.why, self.debug = place, count, timeout, why, debug
         self.threads = threads or max(1, cores() // count)
         self.gpus = gpus()
         self.workers: dict[int, _Worker] = {}
@@ -92,7 +92,7 @@ class Processes(Executor):
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         gpu = self.gpus[(number - 1) % len(self.gpus)] if self.gpus else ""
-        process = context.Process(target=serve, args=(theirs, str(self.root), self.threads, gpu, self.why, self.debug))
+        process = context.Process(target=serve, args=(theirs, self.place, self.threads, gpu, self.why, self.debug))
         process.start()
         theirs.close()
         self.workers[number] = _Worker(number, process, ours)

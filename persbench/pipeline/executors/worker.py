@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persbench.errors import PersbenchError
@@ -20,7 +19,7 @@ from persbench.progress import Reporter, set_reporter
 
 if TYPE_CHECKING:
     from persbench.pipeline.spec import Cell
-    from persbench.pipeline.store import Store
+    from persbench.pipeline.store import Place, Store
 
 SECONDS_BETWEEN = 0.2  # reports of steps
 
@@ -66,7 +65,7 @@ def prepare(threads: int) -> None:
     torch.set_flush_denormal(True)
 
 
-def serve(pipe: Connection, root: str, threads: int, gpu: str, why: bool, debug: bool) -> None:
+def serve(pipe: Connection, place: Place, threads: int, gpu: str, why: bool, debug: bool) -> None:
     """A worker process: takes (cell, key) until it is killed or its parent is gone; answers ("done", error or "", is it a StoreError)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent kills us
     if gpu:
@@ -80,9 +79,9 @@ def serve(pipe: Connection, root: str, threads: int, gpu: str, why: bool, debug:
 
     threading.Thread(target=follow, daemon=True).start()
     prepare(threads)
-    from persbench.pipeline.store import Store, StoreError
+    from persbench.pipeline.store import StoreError
 
-    runner = Runner(Store(Path(root)))
+    runner = Runner(place.open())
     set_reporter(Sender(pipe.send, why))
     warnings.showwarning = lambda message, category, *_: pipe.send(("warn", str(message))) if category is UserWarning else None
     with suppress(EOFError):
