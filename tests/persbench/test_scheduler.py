@@ -239,6 +239,20 @@ def test_a_stage_that_hangs_or_kills_its_process_is_an_error(tiny_epsilon, tmp_p
     assert not any(process.is_alive() for process in processes)
 
 
+def test_workers_with_nothing_to_do_end_by_themselves(tiny_epsilon, tmp_path) -> None:
+    store = Store(tmp_path)
+    executor = Processes(store.place, 1, threads=1)
+    cell = Cell("avatars", str(tiny_epsilon), "none", "none", "ada", 0)
+    node = next(n for n in walk(Pipeline("avatars", str(tiny_epsilon), store).plan(cell)) if n.stage == "generate")
+    executor.start(1, Task(node.key, node.stage, node.title, cell, 0))
+    while not (ended := executor.wait()):
+        continue
+    process = executor.workers[1].process
+    executor.close()
+    assert [outcome.error for outcome in ended] == [None]
+    assert process.exitcode == 0  # killed, it would leave semaphores behind, and Python would warn
+
+
 def group_lives(number: int) -> bool:
     """Whether a process group has anybody left."""
     try:
