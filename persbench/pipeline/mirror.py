@@ -24,7 +24,7 @@ from persbench.progress import reporter
 from .store import MANIFEST, Artefact, Place, Store, StoreError, file_digest, sealed, sound, without
 
 LEASE, BEAT, POLL = 60.0, 10.0, 1.0  # seconds
-FRESH = 5.0  # seconds that a list of what is there is believed
+FRESH = 60.0  # seconds that a list of what is there is believed; who needs an artefact asks for it by name
 
 
 class Mirror(Store):
@@ -139,7 +139,7 @@ class Mirror(Store):
     # --- reading
 
     def fetched(self, stage: str, key: str) -> Path:
-        if not super().has(stage, key) and key in self._listed(stage):
+        if not super().has(stage, key):
             self._fetch(stage, key)
         return self.folder(stage, key)
 
@@ -158,10 +158,10 @@ class Mirror(Store):
 
     def find(self, stage: str, key: str) -> Artefact | None:
         found = super().find(stage, key)
-        if found is None and key in self._listed(stage) and self._fetch(stage, key):
+        if found is None and self._fetch(stage, key):
             found = super().find(stage, key)
         if found and (stage, key) not in self._sent:  # made before there was a URL, or in a run that could not reach it
-            if key not in self._listed(stage):
+            if self._remote_manifest(stage, key) is None:
                 self._send(stage, key)
             self._sent.add((stage, key))
         return found
@@ -242,7 +242,7 @@ class Mirror(Store):
 
     def drop(self, stage: str, key: str, kinds: Collection[str]) -> int:
         freed = super().drop(stage, key, kinds) if super().has(stage, key) else 0
-        manifest = self._remote_manifest(stage, key) if key in self._listed(stage) else None
+        manifest = self._remote_manifest(stage, key)
         left, gone = without(manifest, kinds) if manifest else ({}, {})
         if gone:
             with self._talking():

@@ -102,7 +102,7 @@ class Scheduler:
                 if self._stopped():
                     return
                 continue
-            done = self.store.find("record", key)
+            done = self.store.find("record", key) if self.store.has("record", key) else None
             if done and done.manifest.get("complete", True):
                 self.results[index] = save(self.output, cell, done.folder)
                 continue

@@ -208,3 +208,10 @@ def test_amazon_s3(tmp_path, monkeypatch) -> None:
         assert Mirror(tmp_path / "four", "s3://bench/runs").find("protect", made.folder.name) is None
     finally:
         server.stop()
+
+
+def test_what_another_machine_made_a_moment_ago_is_found(tmp_path, url) -> None:
+    one, two = Mirror(tmp_path / "one", url), Mirror(tmp_path / "two", url)
+    assert two.keys("protect") == set()  # a list that is believed for a while
+    key = one.get("protect", CONTENT, build).folder.name
+    assert two.find("protect", key)
