@@ -200,7 +200,7 @@ def grid(records: Mapping[str, Mapping[str, Any]], store: Path, path: Path) -> N
                 canvas.paste(Image.fromarray(levels).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left + i * SIDE, top))
             left += count * SIDE + 4 * GAP
     path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.quantize(128).save(path, optimize=True)
+    canvas.quantize(256).save(path, optimize=True)
 
 
 def published(record: Mapping[str, Any]) -> bool:

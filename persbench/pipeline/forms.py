@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from operator import attrgetter
 from typing import NamedTuple
 
-from persbench.errors import PersbenchError, SkippedCell
+from persbench.errors import SkippedCell
 
 from .keys import key_of_text, quoted
 from .spec import Cell
@@ -22,7 +22,7 @@ SEED, METHOD, PROTECTION = 6_283_185_307_179_586_476, "<method>", "<protection>"
 _HOLES = re.compile(f"({SEED}|{re.escape(METHOD)}|{re.escape(PROTECTION)}|[0-9a-f]{{40}})")
 # What fills a hole changes with nothing, the seed, the protection (of one seed), or the cell: each has a table of what is known.
 FIXED, SEEDED, RELEASED, OWN = range(4)
-FILLED_KEPT = 100
+FILLED_KEPT = 100  # outlines whose holes for a seed are filled in
 _MARKS = {str(SEED): SEEDED, PROTECTION: RELEASED, METHOD: OWN}
 _SAME = attrgetter(*(field.name for field in fields(Cell) if field.name not in ("method", "seed")))
 Table = dict[str, str]  # what fills a hole, by mark or by the key that the stage has in the marked plan
@@ -82,18 +82,17 @@ class Forms:
     def plan(self, cell: Cell) -> Found:
         """The keys of a cell. Raises what `Pipeline.plan` raises."""
         pipeline = self.pipelines.of(cell)
-        photos, model, protection = pipeline.protection(cell)
-        outlined = (_SAME(cell), photos.node is not None, model.node is not None)
-        outline = self._outlines.get(outlined)
-        if outline is None:
-            try:
-                outline = self._outline(pipeline, cell, photos, model)
-            except SkippedCell:
-                raise
-            except PersbenchError:
-                pipeline.plan(cell)  # says it with the cell's own names
-                raise
-            self._outlines[outlined] = outline
+        try:
+            photos, model, protection = pipeline.protection(cell)
+            outlined = (_SAME(cell), photos.node is not None, model.node is not None)
+            outline = self._outlines.get(outlined)
+            if outline is None:
+                outline = self._outlines[outlined] = self._outline(pipeline, cell, photos, model)
+        except SkippedCell:
+            raise
+        except (Exception, SystemExit):  # a plug-in may raise anything
+            pipeline.plan(cell)  # says it in one line, with the cell's own names
+            raise
         released = protection.key if protection else ""
         tables = (
             self._fixed,

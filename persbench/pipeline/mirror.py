@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Mirror(Store):
                 return None
             except ValueError:
                 manifest = None
-        if not sound(manifest, key) or any(Path(name).name != name for name in manifest["files"]):
+        if not sound(manifest, key) or any(Path(name).name != name or name in ("..", MANIFEST) for name in manifest["files"]):
             warnings.warn(f"{stage} {key[:12]} is damaged in {self.url} ({MANIFEST})", stacklevel=2)
             return None
         return manifest
@@ -181,7 +181,10 @@ class Mirror(Store):
 
     @contextmanager
     def _leased(self, stage: str, key: str) -> Iterator[None]:
-        """The lock of an artefact at the URL. At worst, where a file system cannot create exclusively, two make the same artefact."""
+        """The lock of an artefact at the URL.
+
+        At worst two machines make the same artefact: where a file system cannot create exclusively, or a holder was out of reach for long.
+        """
         path, me = self._there("locks", f"{stage}-{key}"), uuid.uuid4().hex
         seen, since, noted = b"", time.monotonic(), False
         while True:
@@ -222,13 +225,6 @@ class Mirror(Store):
             thread.join()
             with suppress(Exception):  # a lock that stays is one of a dead run
                 self.files.rm_file(path)
-
-    def get(
-        self, stage: str, content: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]], kinds: Collection[str] = ()
-    ) -> Artefact:
-        found = super().get(stage, content, build, kinds)
-        self._sent.add((stage, found.folder.name))
-        return found
 
     def _add(self, stage: str, key: str, content: Mapping[str, Any], notes: Mapping[str, Any], temporary: Path) -> Artefact:
         found = super()._add(stage, key, content, notes, temporary)

@@ -222,9 +222,7 @@ class Scheduler:
                     bisect.insort(self.ready, (dependent.order, key))
         if outcome.key in self.records:
             index = self.records[outcome.key]
-            done = self.store.find("record", outcome.key)
-            assert done
-            self.results[index] = save(self.output, self.cells[index], done.folder)
+            self.results[index] = save(self.output, self.cells[index], self.store.fetched("record", outcome.key))
             if any(row["value"] is None for row in (self.results[index].record or {})["rows"]):
                 return  # it is scored again, from its pictures
         self.keeper.finished(outcome.key)

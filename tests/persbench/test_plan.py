@@ -12,7 +12,7 @@ from persbench.pipeline.forms import Forms
 from persbench.pipeline.keys import Frozen, compose, key_of, thaw
 from persbench.pipeline.planning import make_plan
 from persbench.pipeline.spec import Cell, RunSpec
-from persbench.pipeline.stages import Pipeline, walk
+from persbench.pipeline.stages import Pipeline, StageError, walk
 from persbench.pipeline.store import Store, canonical, digest
 from persbench.tracks.avatars import Avatars
 
@@ -112,3 +112,13 @@ def test_keys_of_many_cells_are_those_of_each_cell_alone(tmp_path, tiny_epsilon)
         assert (found.record, found.stages) == (record.key, len(nodes))
         assert sorted(found.new) == sorted(((node.stage, node.plugin), node.key) for node in nodes if node.key not in seen)
         seen |= {node.key for node in nodes}
+
+
+def test_what_a_plug_in_raises_while_many_cells_are_planned_names_the_cell(tmp_path, tiny_epsilon, monkeypatch) -> None:
+    def said(*words):
+        raise RuntimeError("no words")
+
+    monkeypatch.setattr(Pipeline, "_said", said)
+    cell = Cell("avatars", str(tiny_epsilon), "random-noise", "lora", "ada", 0)
+    with pytest.raises(StageError, match="plan random-noise · lora · ada: RuntimeError: no words"):
+        make_plan([cell], Store(tmp_path))
