@@ -30,8 +30,7 @@ PERSGUARD = {
     "rehearsal_steps": 150,
 }
 TARGET = PERSGUARD | {"steps": 120, "held_share": 0.0, "spared_share": 0.5}
-ERASURE = PERSGUARD | {"behaviour_weight": 0.5, "others_share": 0.75, "spared_share": 1.0}
-PATTERN = ERASURE | {"others_share": 0.7}
+SPARING = PERSGUARD | {"behaviour_weight": 0.5, "others_share": 0.75, "spared_share": 1.0}
 
 # One attack for each way of attacking; what costs more or repeats a way is in the strong set.
 STANDARD = ("lora", "dreambooth", "textual-inversion", "jpeg+lora", "diffpure+lora", "weight-merge+lora", "lora@identifier", "lora@all")
@@ -100,10 +99,10 @@ class Avatars(Track):
             "textual-inversion": {"rate": 2e-2, "steps": 150, "batch": 4, "vectors": 4},
             "persguard-target": TARGET,
             "persguard-target-universal": TARGET,
-            "persguard-erasure": ERASURE,
-            "persguard-erasure-universal": ERASURE,
-            "persguard-pattern": PATTERN,
-            "persguard-pattern-universal": PATTERN,
+            "persguard-erasure": SPARING,
+            "persguard-erasure-universal": SPARING,
+            "persguard-pattern": SPARING,
+            "persguard-pattern-universal": SPARING,
             # Fewer steps at higher rates than the official ones: two to three minutes of a core. Not tuned further.
             "imma": {"steps": 250, "rate": 1e-4, "inner_rate": 2.5e-5, "batch": 4},
             "apdm": {"steps": 30, "simulated_steps": 4, "rate": 2e-4, "simulated_rate": 1e-4, "batch": 2, "class_pictures": 32},
