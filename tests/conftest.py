@@ -28,8 +28,11 @@ SMALL = {
 
 @pytest.fixture(scope="session", autouse=True)
 def one_process() -> None:
-    """Commands work in the tests' own process, unless a test asks for workers."""
+    """Commands work in the tests' own process, unless a test asks for workers; tests that run side by side take a thread each."""
     torch.set_flush_denormal(True)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of commands in processes of their own
     os.environ["PERSBENCH_WORKERS"] = "0"
 
 

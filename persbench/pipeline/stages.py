@@ -109,7 +109,7 @@ class Node:
             reporter().stage(self.title)
             if reporter().why:
                 reporter().note(f"because: {store.explain(self.stage, self.content)}")
-            with cost() as spent:
+            with cost() as spent, swept():
                 try:
                     notes = self.build(folder) or {}
                 except (StageError, StoreError):
@@ -120,11 +120,20 @@ class Node:
                     message = str(error).strip().splitlines()[0] if str(error).strip() else ""
                     name = "" if isinstance(error, PersbenchError) else f"{type(error).__name__}: "
                     raise StageError(f"{self.title}: {name}{message}") from error
-                finally:
-                    gc.collect()
             return {"cost": spent, "provenance": environment(), **notes}
 
         return store.get(self.stage, self.content, build, kinds)
+
+
+@contextmanager
+def swept() -> Iterator[None]:
+    """Collects what the block leaves behind in cycles, as models do, and that alone: a look at everything in memory takes 0.4 s."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from persbench.contracts import Words
 from persbench.errors import PersbenchError, SkippedCell
 from persbench.pipeline.spec import Cell
-from persbench.pipeline.stages import Pipeline
+from persbench.pipeline.stages import Pipeline, swept
 from persbench.pipeline.store import Store
 
 pytestmark = pytest.mark.usefixtures("reduced")
@@ -216,3 +218,20 @@ def test_a_run_killed_at_any_stage_ends_with_the_same_records(tiny_epsilon, tmp_
     resumed = record(pipeline(tiny_epsilon, store), cell(tiny_epsilon, "persguard-target"))
     undisturbed = record(pipeline(tiny_epsilon, tmp_path / "other"), cell(tiny_epsilon, "persguard-target"))
     assert resumed["rows"] == undisturbed["rows"]
+
+
+def test_what_a_stage_leaves_behind_is_collected_at_once_and_nothing_else_is_looked_at() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gc.disable()
+    try:
+        before = weakref.ref(Model())
+        with swept():
+            within = weakref.ref(Model())
+        assert before() is not None
+        assert within() is None
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.enable()
