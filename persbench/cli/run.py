@@ -35,7 +35,7 @@ def run(spec: Spec = None, **given: Any) -> None:
     if asked.changes():
         warnings.warn("this run changes the track's protocol: compare its results with each other only", stacklevel=1)
     stamp = fingerprint(asked.bases)
-    request = asked.request() | {"keep": asked.keep}  # a run that keeps less has something to drop
+    request = asked.request() | {"keep": asked.keep, "store": asked.store}  # another store has to get it, one that keeps less to drop it
     known = finished(asked.output, request, stamp)
     results = execute(asked, console) if known is None else known
     if known is None and not any(result.error or _has_error_rows(result) for result in results):

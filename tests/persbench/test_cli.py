@@ -24,6 +24,15 @@ def call(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
     return int(stopped.value.code or 0), out, err
 
 
+def test_a_finished_run_is_sent_to_a_store_that_is_named_later(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+    words = ("run", "-q", "--method", "none", "--attack", "none", "--subjects", "ada", "--bystanders", "0", "--base", tiny_epsilon)
+    words += ("--output", tmp_path / "here")
+    assert call(monkeypatch, capsys, *words)[0] == 0
+    assert call(monkeypatch, capsys, *words, "--store", f"file://{tmp_path}/bucket")[0] == 0
+    (record,) = (tmp_path / "bucket").rglob("record.json")
+    assert json.loads(record.read_text())["status"] == "ok"
+
+
 def test_run_then_leaderboard(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
     common = ("--base", tiny_epsilon, "--output", tmp_path)
     words = ("run", "--method", "persguard-target", "--method", "random-noise", "--attack", "lora", "--subjects", "ada,boris", *common)
