@@ -10,7 +10,7 @@ from persbench.contracts import Budget, Subject, Words
 from persbench.diffusion import DiffusionModel
 from persbench.tracks.avatars import Avatars
 
-PERSGUARD = {"steps": 2, "rate": 1e-3, "pool": 1, "warmup_steps": 2, "rehearsal_steps": 1}
+PERSGUARD = {"steps": 4, "rate": 1e-3, "pool": 1, "others_pool": 1, "warmup_steps": 2, "rehearsal_steps": 1}
 PATTERN = {**PERSGUARD, "away_steps": 1, "marker_steps": 1}
 SHORT = {
     "imma": {"steps": 2, "rate": 1e-3, "inner_rate": 1e-3},

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -58,7 +58,8 @@ def test_help_and_list_import_no_torch_and_start_fast() -> None:
         assert done.returncode == 0, done.stderr
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "persbench", "--help"], check=True, capture_output=True, timeout=60)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 1.0  # half a second on an idle machine; tests share theirs
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(seconds) < 0.75  # processor seconds, as tests share the machine; half a second is what users are to wait

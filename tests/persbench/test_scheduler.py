@@ -240,7 +240,8 @@ def test_a_stage_that_hangs_or_kills_its_process_is_an_error(tiny_epsilon, tmp_p
     assert not any(process.is_alive() for process in processes)
 
 
-def test_workers_with_nothing_to_do_end_by_themselves(tiny_epsilon, tmp_path) -> None:
+def test_workers_with_nothing_to_do_end_by_themselves(tiny_epsilon, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 60.0)
     store = Store(tmp_path)
     executor = Processes(store.place, 1, threads=1)
     cell = Cell("avatars", str(tiny_epsilon), "none", "none", "ada", 0)
