@@ -71,8 +71,8 @@ class DiffusionModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.unet.device
+        """Where the weights are. The property of diffusers looks through all of the network, which would be 5% of a step."""
+        return next(self.unet.parameters()).device
 
     @property
     def picture_size(self) -> int:
