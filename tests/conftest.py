@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,23 @@ def adversary(tiny_base):
         return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
     return Adversary(DiffusionModel.load(tiny_base), noise(7), Avatars.language, lambda noun: noise(len(noun)))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command as its entry point does: exit code, standard output, standard error."""
+    from persbench import cli
+
+    def called(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["persbench", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "250")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return called
 
 
 @pytest.fixture

@@ -13,30 +13,19 @@ from persbench import cli
 pytestmark = pytest.mark.usefixtures("reduced")
 
 
-def call(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    """Run the command as its entry point does: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["persbench", *map(str, words)])
-    monkeypatch.setenv("COLUMNS", "250")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
-
-
-def test_a_finished_run_is_sent_to_a_store_that_is_named_later(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+def test_a_finished_run_is_sent_to_a_store_that_is_named_later(call, tmp_path, tiny_epsilon) -> None:
     words = ("run", "-q", "--method", "none", "--attack", "none", "--subjects", "ada", "--bystanders", "0", "--base", tiny_epsilon)
     words += ("--output", tmp_path / "here")
-    assert call(monkeypatch, capsys, *words)[0] == 0
-    assert call(monkeypatch, capsys, *words, "--store", f"file://{tmp_path}/bucket")[0] == 0
+    assert call(*words)[0] == 0
+    assert call(*words, "--store", f"file://{tmp_path}/bucket")[0] == 0
     (record,) = (tmp_path / "bucket").rglob("record.json")
     assert json.loads(record.read_text())["status"] == "ok"
 
 
-def test_run_then_leaderboard(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+def test_run_then_leaderboard(call, tmp_path, tiny_epsilon) -> None:
     common = ("--base", tiny_epsilon, "--output", tmp_path)
     words = ("run", "--method", "persguard-target", "--method", "random-noise", "--attack", "lora", "--subjects", "ada,boris", *common)
-    code, out, err = call(monkeypatch, capsys, *words)
+    code, out, err = call(*words)
     assert code == 0, err
     assert "How well did persguard-target hold under lora?" in out
     for word in ("persguard-target", "random-noise", "ada", "boris", "records:", "pictures:"):
@@ -46,25 +35,25 @@ def test_run_then_leaderboard(monkeypatch, capsys, tmp_path, tiny_epsilon) -> No
     assert len(records) == 4, out
     assert all((tmp_path / "store").glob("record/*/pictures.png"))
     began = time.perf_counter()
-    code, again, err = call(monkeypatch, capsys, *words, "-q")
+    code, again, err = call(*words, "-q")
     assert (code, again, err) == (0, out, "")
     assert time.perf_counter() - began < 5
     board = tmp_path / "site" / "board.json"
-    code, out, err = call(monkeypatch, capsys, "leaderboard", "--output", tmp_path, "--export", board, "--site", tmp_path / "pages")
+    code, out, err = call("leaderboard", "--output", tmp_path, "--export", board, "--site", tmp_path / "pages")
     assert code == 0, err
     assert "random-noise" in out
     assert "not Stable Diffusion numbers" in out
     found = {line["method"]: line["threat_model"] for line in json.loads(board.read_text())["measured"]}
     assert found == {"persguard-target": "model", "random-noise": "image"}
     assert "perturbation, 8 times" in (tmp_path / "pages" / "methods" / "random-noise.html").read_text()
-    code, out, err = call(monkeypatch, capsys, "compare", "persguard-target", "random-noise", "--output", tmp_path)
+    code, out, err = call("compare", "persguard-target", "random-noise", "--output", tmp_path)
     untrained = "no subject, attack and seed in common" in err  # a random model learns nobody: all cells are void
     assert code == 0 or untrained, err
 
 
-def test_options_reach_the_plugin_that_has_them(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+def test_options_reach_the_plugin_that_has_them(call, tmp_path, tiny_epsilon) -> None:
     words = ("run", "--method", "random-noise", "--subjects", "ada", "--base", tiny_epsilon, "--output", tmp_path)
-    code, _, err = call(monkeypatch, capsys, *words, "-o", "rank=2", "-o", "random-noise.budget_levels=5")
+    code, _, err = call(*words, "-o", "rank=2", "-o", "random-noise.budget_levels=5")
     assert code == 0, err
     record = json.loads(next((tmp_path / "records").glob("*.json")).read_text())
     assert record["cell"]["options"] == [["lora", [["rank", "2"]]], ["random-noise", [["budget_levels", "5"]]]]
@@ -90,15 +79,15 @@ def test_options_reach_the_plugin_that_has_them(monkeypatch, capsys, tmp_path, t
         (("list", "method"), "did you mean 'methods'"),
     ],
 )
-def test_errors_are_one_line_and_name_the_fix(monkeypatch, capsys, words, message) -> None:
-    code, _, err = call(monkeypatch, capsys, *words)
+def test_errors_are_one_line_and_name_the_fix(call, words, message) -> None:
+    code, _, err = call(*words)
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
 
 
-def test_a_photo_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+def test_a_photo_that_cannot_be_read_is_named(monkeypatch, call, tmp_path, tiny_epsilon) -> None:
     from persbench.tracks.avatars import Avatars
 
     bad = tmp_path / "published-0.png"
@@ -111,7 +100,7 @@ def test_a_photo_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, tin
 
     monkeypatch.setattr(Avatars, "subjects", subjects)
     words = ("run", "--method", "random-noise", "--subjects", "ada", "--base", tiny_epsilon, "--output", tmp_path / "out", "-q")
-    code, out, err = call(monkeypatch, capsys, *words)
+    code, out, err = call(*words)
     assert code == 1
     assert "published-0.png cannot be read" in out.replace("\n", "")
     assert "Traceback" not in out + err
@@ -119,9 +108,9 @@ def test_a_photo_that_cannot_be_read_is_named(monkeypatch, capsys, tmp_path, tin
 
 @pytest.mark.usefixtures("plugin")
 @pytest.mark.filterwarnings("ignore:.*does not import")
-def test_a_failing_cell_does_not_stop_the_others(monkeypatch, capsys, tmp_path, tiny_epsilon) -> None:
+def test_a_failing_cell_does_not_stop_the_others(call, tmp_path, tiny_epsilon) -> None:
     words = ("run", "--method", "raises", "--method", "none", "--subjects", "ada", "--base", tiny_epsilon, "--output", tmp_path, "-q")
-    code, out, _ = call(monkeypatch, capsys, *words)
+    code, out, _ = call(*words)
     assert code == 0
     assert "out of luck" in out
     records = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("*.json")]

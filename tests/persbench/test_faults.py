@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_store import call
 
 from persbench import registry
 from persbench.contracts import (
@@ -323,7 +322,7 @@ def test_a_metric_without_rows_is_an_error_row(reduced, monkeypatch, tiny_epsilo
 # --- full disks
 
 
-def test_a_full_disk_stops_a_run_with_one_line(reduced, monkeypatch, capsys, tiny_epsilon, tmp_path) -> None:
+def test_a_full_disk_stops_a_run_with_one_line(reduced, monkeypatch, call, tiny_epsilon, tmp_path) -> None:
     from persbench import pictures
 
     def full(*_):
@@ -331,7 +330,7 @@ def test_a_full_disk_stops_a_run_with_one_line(reduced, monkeypatch, capsys, tin
 
     monkeypatch.setattr(pictures, "save", full)
     words = ("run", "--method", "random-noise", "--subjects", "ada,boris", "--base", tiny_epsilon, "--output", tmp_path, "-q")
-    code, out, err = call(monkeypatch, capsys, *words)
+    code, out, err = call(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "cannot write to the store" in err
     assert "No space left on device; free some space and run again: what is done is kept" in err
@@ -472,19 +471,17 @@ def test_files_are_dropped_once_every_stage_that_reads_them_is_done(tmp_path) ->
     assert [name.split("/")[0] for name in store.built[built:]] == ["protect", "personalize", "generate"]
 
 
-def test_a_run_keeps_what_it_is_told_to_and_what_was_dropped_is_made_again(
-    reduced, monkeypatch, capsys, tiny_epsilon, finished, tmp_path
-) -> None:
+def test_a_run_keeps_what_it_is_told_to_and_what_was_dropped_is_made_again(reduced, call, tiny_epsilon, finished, tmp_path) -> None:
     output = shutil.copytree(finished, tmp_path / "out")
     store = output / "store"
     before = kinds(store)
     assert min(before.values()) > 0
     words = ("run", "--method", "persguard-target", "--method", "random-noise", "--subjects", "ada", "--base", tiny_epsilon, "-q")
     words += ("--output", output)
-    code, _, err = call(monkeypatch, capsys, *words, "--keep", "some")
+    code, _, err = call(*words, "--keep", "some")
     assert (code, err) == (2, "persbench: unknown keep 'some'; there are: all, pictures, records\n")
     for keep, left in [("all", before), ("pictures", before | {"weights": 0}), ("records", before | {"weights": 0, "generated": 0})]:
-        code, _, err = call(monkeypatch, capsys, *words, "--keep", keep)
+        code, _, err = call(*words, "--keep", keep)
         assert code == 0, err
         assert kinds(store) == left
     assert not Store(store).leftovers()
@@ -492,20 +489,20 @@ def test_a_run_keeps_what_it_is_told_to_and_what_was_dropped_is_made_again(
     node = run.plan(cell(tiny_epsilon, "persguard-target", "lora(rank=2)"))
     node.run(run.store)  # a new attack on a release whose weights are gone
     assert sum(name.startswith("protect/") for name in run.store.built) == 1
-    code, _, err = call(monkeypatch, capsys, "score", "--output", output, "-q")
+    code, _, err = call("score", "--output", output, "-q")
     assert code == 1
     assert err.count("its pictures were dropped (--keep records); run the cell again with --keep pictures") == err.count("\n") > 0
 
 
-def test_score_computes_a_new_metric_from_stored_pictures_alone(reduced, monkeypatch, capsys, tiny_epsilon, finished, tmp_path) -> None:
+def test_score_computes_a_new_metric_from_stored_pictures_alone(reduced, monkeypatch, call, tiny_epsilon, finished, tmp_path) -> None:
     output = shutil.copytree(finished, tmp_path / "out")
-    assert call(monkeypatch, capsys, "score", "--output", output, "-q")[:2] == (0, "2 records: 0 changed, 0 could not be scored\n")
+    assert call("score", "--output", output, "-q")[:2] == (0, "2 records: 0 changed, 0 could not be scored\n")
     for stage in ("protect", "tamper", "personalize", "generate"):
         for folder in (output / "store" / stage).glob("[!.]*/") if (output / "store" / stage).exists() else ():
             Store(output / "store").drop(stage, folder.name, {".safetensors"})
     register(monkeypatch, "metrics", "darkness", Darkness)
     before = {path.parent: path.stat().st_mtime_ns for path in (output / "store").glob(f"*/*/{MANIFEST}")}
-    code, out, err = call(monkeypatch, capsys, "score", "--output", output, "-q")
+    code, out, err = call("score", "--output", output, "-q")
     assert (code, out) == (0, "2 records: 2 changed, 0 could not be scored\n"), err
     new = {path.parent.parent.name for path in (output / "store").glob(f"*/*/{MANIFEST}") if path.parent not in before}
     assert new == {"score", "record"}
@@ -520,7 +517,7 @@ def test_score_computes_a_new_metric_from_stored_pictures_alone(reduced, monkeyp
         }
     key = record["pictures"]["attacked"]
     shutil.rmtree(output / "store" / "generate" / key)
-    code, _, err = call(monkeypatch, capsys, "score", "--output", output, "-q")
+    code, _, err = call("score", "--output", output, "-q")
     assert code == 1
     assert f"generate {key[:12]} is no longer in the store" in err
 

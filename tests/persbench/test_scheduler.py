@@ -41,17 +41,6 @@ protocol:
 """
 
 
-def command(monkeypatch, capsys, *words) -> tuple[int, str, str]:
-    """Run the command as its entry point does: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["persbench", *map(str, words)])
-    monkeypatch.setenv("COLUMNS", "200")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
-
-
 def write(folder: Path, base: Path, *lines: str) -> Path:
     path = folder / "run.yaml"
     path.write_text("\n".join([f"bases: ['{base}']", "subjects: ada", *lines, SHORT]))
@@ -181,31 +170,29 @@ def test_a_changed_protocol_is_announced_and_a_finished_run_answers_without_torc
     assert "compare its results with each other only" in " ".join(done.stderr.split())
 
 
-def test_a_finished_run_is_looked_at_again_when_a_record_is_gone(serial, monkeypatch, capsys) -> None:
+def test_a_finished_run_is_looked_at_again_when_a_record_is_gone(serial, call) -> None:
     path, output = serial
     before = rows(output)
     next((output / "records").glob("*.json")).unlink()
-    code, _, err = command(monkeypatch, capsys, "run", "--spec", path, "--output", output)
+    code, _, err = call("run", "--spec", path, "--output", output)
     assert code == 0, err
     assert rows(output) == before
 
 
-def test_a_plan_of_what_is_there_has_nothing_to_do(serial, monkeypatch, capsys) -> None:
+def test_a_plan_of_what_is_there_has_nothing_to_do(serial, call) -> None:
     path, output = serial
-    code, out, err = command(monkeypatch, capsys, "plan", path, "--output", output)
+    code, out, err = call("plan", path, "--output", output)
     assert code == 0, err
     assert "4, of which 4 are in the store" in out
     assert "0.00 h" in out
 
 
-def test_two_workers_make_the_same_records_and_a_failing_method_stops_nobody(
-    serial, plugin, tiny_epsilon, tmp_path, monkeypatch, capsys
-) -> None:
+def test_two_workers_make_the_same_records_and_a_failing_method_stops_nobody(serial, plugin, tiny_epsilon, tmp_path, call) -> None:
     _, output = serial
     path = write(tmp_path, tiny_epsilon, "methods: [raises, none, random-noise]", "attacks: [lora, none]", "threads: 1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        code, out, err = command(monkeypatch, capsys, "run", "--spec", path, "--output", tmp_path, "--workers", "2")
+        code, out, err = call("run", "--spec", path, "--output", tmp_path, "--workers", "2")
     assert code == 0, err
     found = rows(tmp_path)
     assert sorted(status for status, *_ in found.values()) == ["error", "error", "ok", "ok", "ok", "ok"]

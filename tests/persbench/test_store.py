@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 
-from persbench import cli
 from persbench.errors import PersbenchError
 from persbench.pipeline import store as store_module
 from persbench.pipeline.store import MANIFEST, Store, StoreError, digest, write_atomically
@@ -220,7 +219,7 @@ def test_runs_killed_at_20_random_moments_lose_nothing_and_build_nothing_twice(t
     assert store.leftovers() == []
 
 
-def test_the_lock_of_a_dead_run_is_free_and_what_it_left_is_cleaned(tmp_path, monkeypatch, capsys) -> None:
+def test_the_lock_of_a_dead_run_is_free_and_what_it_left_is_cleaned(tmp_path, call) -> None:
     code = textwrap.dedent(
         """
         import os, signal, sys
@@ -237,9 +236,9 @@ def test_the_lock_of_a_dead_run_is_free_and_what_it_left_is_cleaned(tmp_path, mo
     store, key = Store(root), digest({"n": 1})
     left = {root / "protect" / f".{key}.partial", root / "protect" / f"{key}.lock"}
     assert set(store.leftovers()) == left
-    assert call(monkeypatch, capsys, "store", "gc", "--output", tmp_path, "--dry-run")[0] == 0
+    assert call("store", "gc", "--output", tmp_path, "--dry-run")[0] == 0
     assert all(path.exists() for path in left)
-    code, out, _ = call(monkeypatch, capsys, "store", "gc", "--output", tmp_path)
+    code, out, _ = call("store", "gc", "--output", tmp_path)
     assert code == 0
     assert "2 leftovers, 0 artefacts" in out
     assert not any(path.exists() for path in left)
@@ -342,16 +341,6 @@ def test_a_run_killed_while_it_drops_leaves_no_damage(tmp_path, monkeypatch) -> 
 # --- persbench store
 
 
-def call(monkeypatch, capsys, *words) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["persbench", *map(str, words)])
-    monkeypatch.setenv("COLUMNS", "250")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    out, err = capsys.readouterr()
-    return int(stopped.value.code or 0), out, err
-
-
 def filled(folder: Path) -> tuple[Store, dict[str, str]]:
     """A store with a record that refers to a protection through a generation, one that nothing refers to, and an unknown record."""
     store = Store(folder / "store")
@@ -365,45 +354,45 @@ def filled(folder: Path) -> tuple[Store, dict[str, str]]:
     return store, keys
 
 
-def test_store_size_and_verify(monkeypatch, capsys, tmp_path) -> None:
+def test_store_size_and_verify(call, tmp_path) -> None:
     store, keys = filled(tmp_path)
     store.drop("protect", keys["protect"], {".safetensors"})
-    code, out, _ = call(monkeypatch, capsys, "store", "size", "--output", tmp_path)
+    code, out, _ = call("store", "size", "--output", tmp_path)
     assert code == 0
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert rows["protect"] == ["protect", "2", "3", "17", "bytes", "1"]
     assert rows["all"][1:3] == ["6", "7"]
-    assert call(monkeypatch, capsys, "store", "verify", "--output", tmp_path)[:2] == (0, "6 artefacts, 0 damaged\n")
+    assert call("store", "verify", "--output", tmp_path)[:2] == (0, "6 artefacts, 0 damaged\n")
     (store.folder("protect", keys["lonely"]) / "photo.png").write_text("phot0")
-    code, out, _ = call(monkeypatch, capsys, "store", "verify", "--output", tmp_path)
+    code, out, _ = call("store", "verify", "--output", tmp_path)
     assert code == 1
     assert f"{keys['lonely']} (photo.png)" in out
     assert "6 artefacts, 1 damaged" in out
     assert store.folder("protect", keys["lonely"]).is_dir()  # it only looks
-    code, _, err = call(monkeypatch, capsys, "store", "size", "--output", tmp_path / "no")
+    code, _, err = call("store", "size", "--output", tmp_path / "no")
     assert code == 2
     assert "no store in" in err
 
 
-def test_gc_of_what_is_unused_and_of_what_is_old(monkeypatch, capsys, tmp_path) -> None:
+def test_gc_of_what_is_unused_and_of_what_is_old(call, tmp_path) -> None:
     store, keys = filled(tmp_path)
     names = {"--output": tmp_path}
     words = ("store", "gc", *(word for pair in names.items() for word in pair))
-    code, out, _ = call(monkeypatch, capsys, *words, "--unused", "--dry-run")
+    code, out, _ = call(*words, "--unused", "--dry-run")
     assert code == 0
     assert "2 artefacts: would free" in out
     assert keys["lonely"] in out and keys["old record"] in out
     assert len(list(store.artefacts())) == 6
-    assert "0 artefacts" in call(monkeypatch, capsys, *words, "--unused", "--older-than", "1")[1]
+    assert "0 artefacts" in call(*words, "--unused", "--older-than", "1")[1]
     os.utime(store.folder("protect", keys["lonely"]) / MANIFEST, (0, 0))
     os.utime(store.folder("generate", keys["generate"]) / MANIFEST, (0, 0))
-    assert "1 artefacts: freed" in call(monkeypatch, capsys, *words, "--unused", "--older-than", "1")[1]
+    assert "1 artefacts: freed" in call(*words, "--unused", "--older-than", "1")[1]
     assert sorted(key for _, key in store.artefacts()) == sorted(keys[name] for name in keys if name != "lonely")
-    assert "1 artefacts: freed" in call(monkeypatch, capsys, *words, "--unused")[1]
+    assert "1 artefacts: freed" in call(*words, "--unused")[1]
     assert sorted(key for _, key in store.artefacts()) == sorted(keys[n] for n in ("protect", "generate", "score", "record"))
-    assert "1 artefacts: freed" in call(monkeypatch, capsys, *words, "--older-than", "1")[1]
+    assert "1 artefacts: freed" in call(*words, "--older-than", "1")[1]
     assert keys["generate"] not in {key for _, key in store.artefacts()}
-    assert "0 leftovers, 0 artefacts" in call(monkeypatch, capsys, *words)[1]
+    assert "0 leftovers, 0 artefacts" in call(*words)[1]
 
 
 def test_the_store_says_why_something_is_made_again(tmp_path) -> None:

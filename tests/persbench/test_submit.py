@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
-from test_store import call
 
 from persbench.errors import PersbenchError
 from persbench.pipeline import submission
@@ -78,11 +77,11 @@ def png(picture: Image.Image, **options) -> bytes:
 # --- honest ones
 
 
-def test_what_is_packed_is_recomputed_and_extracted(reduced, monkeypatch, capsys, finished, tmp_path) -> None:
+def test_what_is_packed_is_recomputed_and_extracted(reduced, call, finished, tmp_path) -> None:
     from persbench.leaderboard.aggregate import read_boards
 
     archive, folder = tmp_path / "all.zip", tmp_path / "others"
-    code, out, err = call(monkeypatch, capsys, "submit", "pack", finished / "records", "-o", archive)
+    code, out, err = call("submit", "pack", finished / "records", "-o", archive)
     assert code == 0, err
     assert "packed 2 records" in out
     again = tmp_path / "again.zip"
@@ -93,7 +92,7 @@ def test_what_is_packed_is_recomputed_and_extracted(reduced, monkeypatch, capsys
         records = [json.loads(opened.read(name)) for name in opened.namelist() if name.startswith("records/")]
         assert {record["cell"]["base"] for record in records} == {"model"}  # no path of this machine
         assert {name.partition("/")[0] for name in opened.namelist()} == {"manifest.json", "records", "photos", "pictures"}
-    code, out, err = call(monkeypatch, capsys, "verify", archive, "--extract", folder)
+    code, out, err = call("verify", archive, "--extract", folder)
     assert code == 0, out + err
     assert "recomputed: 2 records, 0 run again" in out
     verdict = json.loads((tmp_path / "all.zip.verdict.json").read_text())
@@ -266,10 +265,10 @@ def test_pictures_and_photos_that_were_changed_fail(reduced, packed, changed, tm
     assert "does not bear the digest of its cell" in failure(written(tmp_path / "name.zip", members))
 
 
-def test_markup_in_names_stays_text(reduced, monkeypatch, capsys, changed, tmp_path) -> None:
+def test_markup_in_names_stays_text(reduced, call, changed, tmp_path) -> None:
     name = "<script>alert(1)</script>[bold]x[/bold][/]"
     archive = changed(record=lambda record: record["cell"].update(method=name))
-    code, out, err = call(monkeypatch, capsys, "verify", archive, "--extract", tmp_path / "others")
+    code, out, err = call("verify", archive, "--extract", tmp_path / "others")
     assert code == 0, out + err
     assert name in err  # as text, not obeyed
     verdict = json.loads(Path(f"{archive}.verdict.json").read_text())
