@@ -1,4 +1,4 @@
-"""Write docs/avatars.md and its pictures: `python docs/build_avatars.py [--add persbench-runs]`.
+"""Write docs/avatars.md and its pictures: `python docs/build_avatars.py [--add persbench-runs [--former]]`.
 
 Every number on the page comes from the records in leaderboard/results/avatars and from the track's report; the words around them stand
 in this file and in avatars_notes.md. `--add` first takes over the records of an output folder, and draws the pictures of the methods
@@ -11,9 +11,10 @@ import argparse
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -59,6 +60,14 @@ Protection: 0 no help, 1 as if the photos had never been seen; mean and 95% inte
 clustered by subject). *Bystanders keep* is the share of their undefended personalization that others have with the released model.
 *Class prompts right* is how often "a photo of a person", of a robot, ... still shows that class. *Leak where seen* takes the pictures alone
 in which the text-image model sees somebody of the subject's class, as the judges gave it.
+
+{table}
+"""
+
+CONTROLS = """## What personalizers learn without protection
+
+A personalizer has learned a subject where its control is at least {margin} above the floor; elsewhere its cells are void. In brackets: the
+lowest of all subjects, for the floor the highest. One seed.
 
 {table}
 """
@@ -155,15 +164,30 @@ def ablation_table(groups: dict[tuple[str, str], list[Score]]) -> str:
     return markdown(rows) if len(rows) > 1 else ""
 
 
-def present(record: Mapping[str, Any]) -> bool:
-    """Whether the method's code and options are still what they were when the record was made."""
+def controls_table(scores: Iterable[Score]) -> str:
+    """One line a personalizer: how many subjects it learns."""
+    found: dict[str, dict[str, Score]] = defaultdict(dict)
+    for each in scores:
+        if each.attack in registry.names("personalizers") and each.control is not None and each.floor is not None:
+            found[each.attack][each.subject] = each
+    rows = [["personalizer", "subjects", "learned", "control", "floor"]]
+    for attack, subjects in sorted(found.items()):
+        controls, floors = ([getattr(each, name) for each in subjects.values()] for name in ("control", "floor"))
+        ends = f"{number(fmean(controls))} [{number(min(controls))}]", f"{number(fmean(floors))} [{number(max(floors))}]"
+        rows.append([f"`{attack}`", str(len(subjects)), str(sum(not each.void for each in subjects.values())), *ends])
+    return markdown(rows)
+
+
+def present(record: Mapping[str, Any], code: bool = True) -> bool:
+    """Whether the method's options, and its code if that counts, are still what they were when the record was made."""
     cell = Cell.from_dict(record["cell"])
     was = record["configs"].get("protect", {}).get("method")
     if was is None:
         return True
     options = {**Avatars.protocol.options.get(cell.method, {}), **cell.options_of(cell.method)}
     method = registry.configure(cell.method, registry.load("methods", cell.method), options)
-    return bool(was["source"] == source_digest(type(method)) and was["config"] == json.loads(json.dumps(vars(method.config))))
+    same = not code or was["source"] == source_digest(type(method))
+    return bool(same and was["config"] == json.loads(json.dumps(vars(method.config))))
 
 
 def grid(records: Mapping[str, Mapping[str, Any]], store: Path, path: Path) -> None:
@@ -207,18 +231,19 @@ def published(record: Mapping[str, Any]) -> bool:
     """Whether a record belongs on the page: the standard protocol, with nothing changed but what an ablation changes."""
     cell = Cell.from_dict(record["cell"])
     ablated = all(plugin == cell.method and key in ABLATIONS for plugin, pairs in cell.options for key, _ in pairs)
-    plain = cell.bystanders is None and cell.budget is None and not cell.group and cell.seed == 0 and not cell.base
+    people = (None, 0) if cell.method == "none" else (None,)  # the control alone has none to harm
+    plain = cell.bystanders in people and cell.budget is None and not cell.group and cell.seed == 0 and not cell.base
     standard = json.loads(json.dumps(asdict(Avatars.protocol)))
     plain = plain and all(record["protocol"][name] == value for name, value in standard.items() if name != "options")
     return plain and cell.track == "avatars" and record.get("status", "ok") == "ok" and ablated
 
 
-def add(output: Path) -> None:
-    """Take over the records of an output folder, and draw their pictures."""
+def add(output: Path, former: bool) -> None:
+    """Take over the records of an output folder, those of former code too if told, and draw their pictures."""
     grids: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     (RESULTS / "records").mkdir(parents=True, exist_ok=True)
     for path, record in read_records(output):
-        if published(record) and present(record):
+        if published(record) and present(record, code=not former):
             shutil.copy(path, RESULTS / "records" / path.name)
             cell = Cell.from_dict(record["cell"])
             if cell.method in METHODS[1:] and not cell.options and cell.attack == "lora":
@@ -231,8 +256,9 @@ def page() -> str:
     """The page, from the records that are kept."""
     groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
     former: dict[str, int] = defaultdict(int)
+    scores = []
     for _, record in read_records(RESULTS):
-        found = score(record)
+        scores.append(found := score(record))
         if found.attack == "lora":
             groups[found.method, found.variant].append(found)
             former[found.method] += not present(record)
@@ -250,6 +276,7 @@ def page() -> str:
     ablations = ablation_table(groups)
     if ablations:
         parts.append(f"## Each term of PersGuard left out, and the other reading of retention\n\n{ablations}\n")
+    parts.append(CONTROLS.format(margin=Avatars.protocol.margin, table=controls_table(scores)))
     drawn = [method for method in METHODS if (DOCS / "images" / f"avatars-{method}.png").exists()]
     if drawn:
         parts.append(PICTURES.format(grids="\n\n".join(f"### `{m}`\n\n![Pictures of {m}](images/avatars-{m}.png)" for m in drawn)))
@@ -262,9 +289,10 @@ def main() -> None:
     """Take over new records if there are some, write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--add", type=Path, metavar="OUTPUT", help="output folder of runs whose records are to be taken over")
+    parser.add_argument("--former", action="store_true", help="also those of former code with the same options; the page says how many")
     given = parser.parse_args()
     if given.add:
-        add(given.add)
+        add(given.add, given.former)
     (DOCS / "avatars.md").write_text(page(), "utf-8")
 
 
