@@ -560,8 +560,9 @@ def _strength(attack: str) -> tuple[int, str]:
 
 
 def _order(standing: Standing, row: Row) -> tuple[bool, float, str]:
-    """Rows that were run under the whole set first, best first; rows without a number last."""
-    return bool(standing.missing), -standing.protection.mean if standing.protection else 1e9, row.name
+    """Rows that have a rank first, best first, baselines where they would be; then those that lack attacks or subjects."""
+    lacks = bool(standing.missing) or (standing.rank is None and row.method not in BASELINES)
+    return lacks, -standing.protection.mean if standing.protection else 1e9, row.name
 
 
 def _row(
@@ -622,6 +623,8 @@ def _ranked(rows: Sequence[Row], attack_sets: Mapping[str, tuple[str, ...]]) -> 
             for row in rows
             if not row.standings[name].missing and row.method not in BASELINES
         }
+        everyone = {subject for held in values.values() for subject in held}  # but those who are void for all
+        values = {row: held for row, held in values.items() if held.keys() == everyone}
         overall = ranks(values)
         within: dict[str, Rank] = {}
         for threat in THREATS:

@@ -180,7 +180,7 @@ FLAGS = (
         "incomplete",
         incomplete,
         "The row was not run under every attack of the set, or not for every subject: its worst case is over fewer than those of others.",
-        "Run what is missing. A row that lacks attacks has no rank, since a worst case over fewer attacks can only look better.",
+        "Run what is missing. Such a row has no rank: fewer attacks can only look better, and its subjects may be the easier ones.",
     ),
     Flag(
         "control helped as much",

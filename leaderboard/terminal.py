@@ -188,8 +188,8 @@ def print_leaderboard(
             console.print(text, highlight=False)
         console.print(
             "worst case: per subject the least protection over the attack set (0 no help, 1 as if the photos had never been seen), then "
-            "the mean with its 95% interval over subjects. #: rank with its interval; none for a row that lacks attacks. threat: what the "
-            "protector changes, image (the photos) or model (the released model); rank one alone with --threat-model.",
+            "the mean with its 95% interval over subjects. #: rank with its interval; none for a row that lacks attacks or subjects. "
+            "threat: what the protector changes, image (the photos) or model (the released model); rank one alone with --threat-model.",
             style="dim",
             highlight=False,
         )

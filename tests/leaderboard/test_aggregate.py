@@ -8,6 +8,7 @@ from persbench.leaderboard.aggregate import boards, read_records, score
 from synthetic import board, gap, record
 
 from persbench.errors import PersbenchError, UnknownNameError
+from persbench.stats import Rank
 
 
 def test_scores_by_hand() -> None:
@@ -73,6 +74,13 @@ def test_rows_are_ranked_by_the_worst_case_per_subject() -> None:
     assert standing.rank is not None and standing.rank.place == 1
     only = good.entries["lora"].protection
     assert only is not None and only.mean == pytest.approx((0.475 + 0.4) / 0.475 / 2)
+
+
+def test_a_row_with_fewer_subjects_has_no_rank_and_stands_below_those_with_one() -> None:
+    records = [record("m", "ada", leak=0.2), record("m", "boris", leak=0.5), record("cherries", "ada", leak=0.15)]
+    records += [record(name, "chen", control=0.2) for name in ("m", "cherries")]  # void, so missing from all
+    found = board(records)
+    assert [(row.name, found.standing(row).rank) for row in found.rows] == [("m", Rank(1, 1, 1)), ("cherries", None)]
 
 
 def test_seeds_are_averaged_before_the_worst_case() -> None:
