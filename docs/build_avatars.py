@@ -11,7 +11,7 @@ import argparse
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -68,6 +68,14 @@ CONTROLS = """## What personalizers learn without protection
 
 A personalizer has learned a subject where its control is at least {margin} above the floor; elsewhere its cells are void. In brackets: the
 lowest of all subjects, for the floor the highest. One seed.
+
+{table}
+"""
+
+BUDGETS = """## Budgets of image-level methods
+
+Protection when every method may change photos by at most so many 8-bit levels (`--budget`), on the same subjects in a line. A void cell
+counts nowhere.
 
 {table}
 """
@@ -178,6 +186,17 @@ def controls_table(scores: Iterable[Score]) -> str:
     return markdown(rows)
 
 
+def budget_table(found: Mapping[tuple[str, str], Mapping[float, list[Score]]]) -> str:
+    """One line a method and attack, one column a budget."""
+    budgets = sorted({budget for scores in found.values() for budget in scores})
+    rows = [["method", "attack", "subjects", *(f"{budget:g}" for budget in budgets)]]
+    for (method, attack), scores in sorted(found.items()):
+        names = sorted({each.subject for held in scores.values() for each in held})
+        cells = [interval(line(method, attack, scores[budget]).protection) if budget in scores else "" for budget in budgets]
+        rows.append([f"`{method}`", f"`{attack}`", ", ".join(names), *cells])
+    return markdown(rows)
+
+
 def present(record: Mapping[str, Any], code: bool = True) -> bool:
     """Whether the method's options, and its code if that counts, are still what they were when the record was made."""
     cell = Cell.from_dict(record["cell"])
@@ -231,8 +250,8 @@ def published(record: Mapping[str, Any]) -> bool:
     """Whether a record belongs on the page: the standard protocol, with nothing changed but what an ablation changes."""
     cell = Cell.from_dict(record["cell"])
     ablated = all(plugin == cell.method and key in ABLATIONS for plugin, pairs in cell.options for key, _ in pairs)
-    people = (None, 0) if cell.method == "none" else (None,)  # the control alone has none to harm
-    plain = cell.bystanders in people and cell.budget is None and not cell.group and cell.seed == 0 and not cell.base
+    people = (None,) if cell.method.startswith("persguard") else (None, 0)  # what leaves the model alone harms none
+    plain = cell.bystanders in people and not cell.group and cell.seed == 0 and not cell.base
     standard = json.loads(json.dumps(asdict(Avatars.protocol)))
     plain = plain and all(record["protocol"][name] == value for name, value in standard.items() if name != "options")
     return plain and cell.track == "avatars" and record.get("status", "ok") == "ok" and ablated
@@ -246,37 +265,60 @@ def add(output: Path, former: bool) -> None:
         if published(record) and present(record, code=not former):
             shutil.copy(path, RESULTS / "records" / path.name)
             cell = Cell.from_dict(record["cell"])
-            if cell.method in METHODS[1:] and not cell.options and cell.attack == "lora":
+            if cell.method in METHODS[1:] and not cell.options and cell.budget is None and cell.attack == "lora":
                 grids[cell.method][cell.subject] = record
     for method, found in grids.items():
         grid(found, output / "store", DOCS / "images" / f"avatars-{method}.png")
+
+
+def commands(cells: Sequence[Cell]) -> str:
+    """The runs that have these cells, and no others."""
+    everyone = set(Avatars().subject_lists()["all"])
+    subjects: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for cell in cells:
+        words = [f"-o {key}={value}" for _, pairs in cell.options for key, value in pairs]
+        words += [f"--{name} {value}" for name in ("budget", "bystanders") if (value := getattr(cell, name)) is not None]
+        subjects[cell.method, cell.attack, " ".join(words)].add(cell.subject)
+    attacks: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for (method, attack, words), names in sorted(subjects.items()):
+        attacks[method, words, "all" if names == everyone else ",".join(sorted(names))].append(attack)
+    methods: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for (method, words, names), found in attacks.items():
+        methods[words, names, *found].append(method)
+    return "\n".join(
+        " ".join(
+            ["persbench run", *(f"--method {m}" for m in held), *(f"--attack {a}" for a in found), f"--subjects {names}", words]
+        ).strip()
+        for (words, names, *found), held in methods.items()
+    )
 
 
 def page() -> str:
     """The page, from the records that are kept."""
     groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
     former: dict[str, int] = defaultdict(int)
+    budgets: dict[tuple[str, str], dict[float, list[Score]]] = defaultdict(lambda: defaultdict(list))
     scores = []
+    cells = []
     for _, record in read_records(RESULTS):
         scores.append(found := score(record))
-        if found.attack == "lora":
+        cells.append(cell := Cell.from_dict(record["cell"]))
+        if (budget := cell.budget) is not None:
+            budgets[found.method, found.attack][budget].append(found)
+        elif found.attack == "lora":
             groups[found.method, found.variant].append(found)
             former[found.method] += not present(record)
-    everyone = set(Avatars().subject_lists()["all"])
-    measured = {m: {found.subject for found in groups[m, ""]} for m in METHODS if (m, "") in groups}
-    commands = "\n".join(
-        f"persbench run --method {m} --attack lora --subjects {'all' if names == everyone else ','.join(sorted(names))}"
-        for m, names in measured.items()
-    )
     changed = [f"{number} of `{method}`" for method, number in former.items() if number]
     main_part = MAIN.format(table=main_table(groups))
     if changed:
         main_part += f"\nRecords made with code or options that have changed since: {', '.join(changed)}.\n"
-    parts = [INTRO.format(disclaimer=Avatars.disclaimer, commands=commands, report=report_table()), main_part]
+    parts = [INTRO.format(disclaimer=Avatars.disclaimer, commands=commands(cells), report=report_table()), main_part]
     ablations = ablation_table(groups)
     if ablations:
         parts.append(f"## Each term of PersGuard left out, and the other reading of retention\n\n{ablations}\n")
     parts.append(CONTROLS.format(margin=Avatars.protocol.margin, table=controls_table(scores)))
+    if budgets:
+        parts.append(BUDGETS.format(table=budget_table(budgets)))
     drawn = [method for method in METHODS if (DOCS / "images" / f"avatars-{method}.png").exists()]
     if drawn:
         parts.append(PICTURES.format(grids="\n\n".join(f"### `{m}`\n\n![Pictures of {m}](images/avatars-{m}.png)" for m in drawn)))
