@@ -26,7 +26,7 @@ from persbench.pipeline.scheduler import Scheduler
 from persbench.pipeline.spec import Cell, RunSpec
 from persbench.pipeline.specfile import Specification
 from persbench.pipeline.stages import Pipeline, StageError, walk
-from persbench.pipeline.store import Store
+from persbench.pipeline.store import Store, store_of
 
 # The code paths of a run in seconds; in the specification, so that worker processes have it too.
 SHORT = """
@@ -281,7 +281,8 @@ def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(tiny_epsilon, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_makes_the_same_records_when_a_node_is_killed(serial, tiny_epsilon, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("place", ["", "file://{}/bucket"], ids=["shared folder", "object storage"])
+def test_a_ray_cluster_makes_the_same_records_when_a_node_is_killed(serial, tiny_epsilon, tmp_path, monkeypatch, place) -> None:
     pytest.importorskip("ray", reason="needs the extra `ray`")
     from ray.cluster_utils import Cluster as LocalCluster
 
@@ -293,7 +294,7 @@ def test_a_ray_cluster_makes_the_same_records_when_a_node_is_killed(serial, tiny
     doomed = cluster.add_node(num_cpus=1)
     asked = specification(path, {})
     work = [cell for run in matrix(asked) for cell in run.cells()]
-    store = Store(tmp_path / "store")
+    store = store_of(tmp_path, place.format(tmp_path))
     executor = Cluster(store.place, cluster.address, threads=1)
     look, ended = executor.wait, []
 
@@ -311,6 +312,8 @@ def test_a_ray_cluster_makes_the_same_records_when_a_node_is_killed(serial, tiny
     assert not any(result.error for result in results)
     assert doomed not in cluster.worker_nodes
     assert rows(tmp_path) == rows(output)
+    assert not place or len(list((tmp_path / "bucket" / "record").iterdir())) == len(work)
+    assert not place or len(list((tmp_path / "bucket" / "record").iterdir())) == len(work)
 
 
 def test_small_models_on_the_cpu_get_a_process_for_each_core(monkeypatch, tiny_epsilon, tmp_path) -> None:
