@@ -35,6 +35,15 @@ def _git() -> dict[str, Any]:
         return {}
 
 
+def _processor() -> str:
+    """The name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
 @cache
 def environment() -> dict[str, Any]:
     """Code, package versions, and machine of this process."""
@@ -52,6 +61,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "cpu": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",  # another one may round the last bits another way
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     }
 
