@@ -94,7 +94,7 @@ class Avatars(Track):
             # hold back as much as the photos teach.
             "dreambooth": {"rate": 1e-4, "steps": 300, "batch": 2, "prior_weight": 0.2},
             "svdiff": {"rate": 3e-2, "steps": 300, "batch": 2, "prior_weight": 0.05},
-            "custom-diffusion": {"rate": 6e-3, "steps": 300, "batch": 2},
+            "custom-diffusion": {"rate": 4e-3, "steps": 300, "batch": 2},
             # No setting tried learned a subject: 0.08 to 0.20 on ada, whose floor is 0.05. All 24 text states, trained freely, gave 0.48.
             "textual-inversion": {"rate": 2e-2, "steps": 150, "batch": 4, "vectors": 4},
             "persguard-target": TARGET,
