@@ -254,6 +254,7 @@ def published(record: Mapping[str, Any]) -> bool:
     plain = cell.bystanders in people and not cell.group and cell.seed == 0 and not cell.base
     standard = json.loads(json.dumps(asdict(Avatars.protocol)))
     plain = plain and all(record["protocol"][name] == value for name, value in standard.items() if name != "options")
+    plain = plain and "(" not in cell.attack
     return plain and cell.track == "avatars" and record.get("status", "ok") == "ok" and ablated
 
 
@@ -277,7 +278,7 @@ def commands(cells: Sequence[Cell]) -> str:
     subjects: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for cell in cells:
         words = [f"-o {key}={value}" for _, pairs in cell.options for key, value in pairs]
-        words += [f"--{name} {value}" for name in ("budget", "bystanders") if (value := getattr(cell, name)) is not None]
+        words += [f"--{name} {value:g}" for name in ("budget", "bystanders") if (value := getattr(cell, name)) is not None]
         subjects[cell.method, cell.attack, " ".join(words)].add(cell.subject)
     attacks: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (method, attack, words), names in sorted(subjects.items()):
