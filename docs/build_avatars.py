@@ -250,7 +250,7 @@ def published(record: Mapping[str, Any]) -> bool:
     """Whether a record belongs on the page: the standard protocol, with nothing changed but what an ablation changes."""
     cell = Cell.from_dict(record["cell"])
     ablated = all(plugin == cell.method and key in ABLATIONS for plugin, pairs in cell.options for key, _ in pairs)
-    people = (None,) if cell.method.startswith("persguard") else (None, 0)  # what leaves the model alone harms none
+    people = (None,) if "model" in registry.load("methods", cell.method).changes else (None, 0)  # what leaves the model alone harms none
     plain = cell.bystanders in people and not cell.group and cell.seed == 0 and not cell.base
     standard = json.loads(json.dumps(asdict(Avatars.protocol)))
     plain = plain and all(record["protocol"][name] == value for name, value in standard.items() if name != "options")

@@ -313,7 +313,6 @@ def test_a_ray_cluster_makes_the_same_records_when_a_node_is_killed(serial, tiny
     assert doomed not in cluster.worker_nodes
     assert rows(tmp_path) == rows(output)
     assert not place or len(list((tmp_path / "bucket" / "record").iterdir())) == len(work)
-    assert not place or len(list((tmp_path / "bucket" / "record").iterdir())) == len(work)
 
 
 def test_small_models_on_the_cpu_get_a_process_for_each_core(monkeypatch, tiny_epsilon, tmp_path) -> None:
