@@ -12,8 +12,8 @@ INTRO = """# Protections
 
 Written by `python docs/build_methods.py` from the cards and options of the plug-ins. What each does, and how it differs from its
 authors' code, stands at the top of its file in `methods/`. A budget is L-infinity in 8-bit levels on the saved picture: the paper's by
-default, one for all with `--budget`. The last column names the options that the embedded track sets; everything else is the paper's or its
-code's default.
+default, one for all with `--budget`; `--budget standard` is that of the track, on `avatars` {budget:g} levels. The last column names the
+options that the embedded track sets; everything else is the paper's or its code's default.
 
 {tables}
 """
@@ -46,7 +46,9 @@ def page() -> str:
     for name in registry.names("methods"):
         changes = registry.load("methods", name).changes
         groups["The released model" if "model" in changes else "The published photos" if changes else "Nothing"].append(name)
-    return INTRO.format(tables="\n\n".join(f"## {title}\n\n{table(names)}" for title, names in groups.items()))
+    return INTRO.format(
+        budget=Avatars.standard_budget, tables="\n\n".join(f"## {title}\n\n{table(names)}" for title, names in groups.items())
+    )
 
 
 if __name__ == "__main__":

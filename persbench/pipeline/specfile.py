@@ -55,7 +55,10 @@ class Specification(BaseModel):
     )
     together: int = Field(1, ge=1, description="How many subjects one release protects at once.")
     seeds: Annotated[list[int], BeforeValidator(_commas), Field(min_length=1)] = Field([0], description="Seeds, separated by commas.")
-    budget: float | None = Field(None, description="One budget for all image-level methods, in 8-bit levels.")
+    budget: float | Literal["standard"] | None = Field(
+        None,
+        description="One budget for all image-level methods, in 8-bit levels, or 'standard': the track's; each method's own if left out.",
+    )
     bystanders: int | None = Field(None, ge=0, description="Bystanders to watch for each subject; as the track says if left out.")
     options: dict[str, Scalar | dict[str, Scalar]] = Field(
         {}, description="Option of a plug-in: key=value, or name.key=value where several have it."
@@ -96,12 +99,18 @@ class Specification(BaseModel):
         except ValueError:
             raise ValueError(f"{value!r} are not whole numbers separated by commas") from None
 
-    @field_validator("budget")
+    @field_validator("budget", mode="before")
     @classmethod
-    def _levels(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value <= 255:
-            raise ValueError(f"{value:g} is not between 0 and 255 levels")
-        return value
+    def _levels(cls, value: Any) -> Any:
+        if value is None or value == "standard":
+            return value
+        try:
+            levels = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{value!r} is neither a number of levels nor 'standard'") from None
+        if not 0 < levels <= 255:
+            raise ValueError(f"{levels:g} is not between 0 and 255 levels")
+        return levels
 
     @field_validator("options", mode="before")
     @classmethod
@@ -231,7 +240,7 @@ def _of_track(spec: Specification, methods: tuple[str, ...], track: str, base: s
         tuple(dict.fromkeys(spec.seeds)),
         base,
         spec.together,
-        spec.budget,
+        known.standard_budget if spec.budget == "standard" else spec.budget,
         quick if spec.bystanders is None else spec.bystanders,
         spec.precision,
         spec.device,

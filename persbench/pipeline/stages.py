@@ -376,7 +376,7 @@ class Pipeline:
             return published, base, None
         group = [self._subject(name) for name in cell.group or (subject.name,)]
         levels = cell.budget if cell.budget is not None else getattr(method.config, "budget_levels", None)
-        budget = Budget(levels if levels is not None else self.track.protocol.budget_levels)
+        budget = Budget(levels if levels is not None else self.track.standard_budget)
         parts = {
             "method": configured.identity,
             "subjects": self._once(("protected", *(s.name for s in group)), lambda: Frozen([self._protected(s) for s in group])),

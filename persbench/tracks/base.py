@@ -40,7 +40,6 @@ class Protocol:
     pictures_per_prompt: int
     inference_steps: int
     guidance: float
-    budget_levels: float
     bystanders: int  # for each protected subject
     quick_bystanders: int  # the same on the quick list
     prior_pictures: int  # for each class
@@ -74,6 +73,7 @@ class Track(ABC):
     title: ClassVar[str]
     language: ClassVar[Language]
     protocol: ClassVar[Protocol]
+    standard_budget: ClassVar[float]  # of image-level methods, L-infinity in 8-bit levels
     disclaimer: ClassVar[str] = ""
 
     @property

@@ -31,7 +31,6 @@ def pinned(monkeypatch) -> None:
         pictures_per_prompt=2,
         inference_steps=2,
         guidance=3.0,
-        budget_levels=8.0,
         bystanders=1,
         prior_pictures=1,
         class_pictures=4,

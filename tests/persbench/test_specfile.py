@@ -12,6 +12,7 @@ from persbench.pipeline.spec import Cell
 from persbench.pipeline.specfile import Specification, matrix, schema, specification
 from persbench.pipeline.stages import Pipeline
 from persbench.pipeline.store import Store
+from persbench.tracks.avatars import Avatars
 
 TEXT = """
 methods: [none, random-noise]
@@ -50,6 +51,15 @@ def test_tracks_and_bases_multiply(tmp_path) -> None:
     assert runs[0].subjects == ("ada", "boris", "chen")
 
 
+def test_the_standard_budget_is_the_tracks_and_another_one_is_the_runs() -> None:
+    def asked(**more):
+        return matrix(specification(None, {"methods": ["aspl"], **more}))[0].budget
+
+    assert asked() is None
+    assert asked(budget="standard") == asked(budget="16") == Avatars.standard_budget
+    assert asked(budget="8") == 8.0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -57,6 +67,7 @@ def test_tracks_and_bases_multiply(tmp_path) -> None:
         ("methods: [none]\nseed: [0]", "run.yaml: unknown key 'seed'; did you mean 'seeds'?"),
         ("methods: [none]\nseeds: a", "run.yaml: seeds: 'a' are not whole numbers"),
         ("methods: [none]\nbudget: 300", "run.yaml: budget: 300 is not between 0 and 255 levels"),
+        ("methods: [none]\nbudget: paper", "run.yaml: budget: 'paper' is neither a number of levels nor 'standard'"),
         ("methods: [none]\nprecision: int4", "unknown precision 'int4'; there are: fp32, fp16, bf16"),
         ("methods: [none]\nprotocol: {inference_step: 2}", "unknown key 'protocol.inference_step'; did you mean 'inference_steps'?"),
         ("methods: [none]\nprotocol: {inference_steps: many}", "protocol.inference_steps: Input should be a valid integer"),

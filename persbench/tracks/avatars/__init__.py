@@ -69,6 +69,7 @@ class Avatars(Track):
         synonyms={noun: words[1:] for noun, words in SYNONYMS.items()},
         hypernyms=HYPERNYMS,
     )
+    standard_budget: ClassVar[float] = 16.0  # at 8 levels ASPL hardly differs from random noise (docs/avatars.md)
     protocol: ClassVar[Protocol] = Protocol(
         identifier="sks",
         template="a photo of {}",
@@ -81,7 +82,6 @@ class Avatars(Track):
         pictures_per_prompt=4,
         inference_steps=15,
         guidance=3.0,
-        budget_levels=8.0,
         bystanders=2,
         quick_bystanders=1,
         prior_pictures=4,
