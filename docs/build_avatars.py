@@ -80,6 +80,21 @@ counts nowhere.
 {table}
 """
 
+TOGETHER = """## One released model that protects several subjects
+
+`--together`: so many subjects have one release between them. The first line of a method is that of the main table, on the same subjects.
+
+{table}
+"""
+
+SHIFTED = """## Gray-box prompts
+
+The adversary trains and prompts with words that the protector did not assume: another identifier (`lora@identifier`), or identifier,
+class word and sentence together (`lora@all`). Protection; [leaderboard.md](leaderboard.md) has the same for all variants on ada.
+
+{table}
+"""
+
 PICTURES = """## Pictures
 
 Each row is a subject: a published photo and a held-out reference, what the adversary gets without protection (control) and with it, one
@@ -197,6 +212,37 @@ def budget_table(found: Mapping[tuple[str, str], Mapping[float, list[Score]]]) -
     return markdown(rows)
 
 
+def together_table(found: Mapping[tuple[str, int], list[Score]], alone: Mapping[tuple[str, str], list[Score]]) -> str:
+    """One line a method and number of subjects that a release protects."""
+    rows = [["method", "together", "subjects", "protection", "still shown", "bystanders keep", "class prompts right", "seconds"]]
+    methods = sorted({method for method, _ in found})
+    for method in methods:
+        sizes = {size: scores for (name, size), scores in found.items() if name == method}
+        subjects = {each.subject for scores in sizes.values() for each in scores}
+        sizes[1] = [each for each in alone.get((method, ""), []) if each.subject in subjects]
+        for size, scores in sorted(sizes.items()):
+            entry = line(method, "lora", scores)
+            row = [f"`{method}`", str(size), str(len(scores)), interval(entry.protection), percent(entry.means["shown"])]
+            rows.append([*row, interval(entry.bystanders), number(entry.means["prior_class"]), number(entry.means["protect_seconds"], 0)])
+    return markdown(rows)
+
+
+def shifted_table(found: Mapping[str, Mapping[str, list[Score]]], standard: Mapping[tuple[str, str], list[Score]]) -> str:
+    """One line a method, one column a prompt shift, on the same subjects."""
+    attacks = ("lora", "lora@identifier", "lora@all")
+    rows = [["method", "subjects", *(f"`{attack}`" for attack in attacks)]]
+    for method, by_attack in sorted(found.items()):
+        names = {each.subject for scores in by_attack.values() for each in scores}
+        known = {"lora": [each for each in standard.get((method, ""), []) if each.subject in names], **by_attack}
+        rows.append([f"`{method}`", ", ".join(sorted(names)), *(interval(line(method, a, known[a]).protection) for a in attacks)])
+    return markdown(rows)
+
+
+def gray_box(cell: Cell) -> bool:
+    """Whether a cell is one of those that show what the protector's assumptions are worth; they watch no bystanders."""
+    return cell.method.startswith("persguard") and ("@" in cell.attack or cell.method.endswith("-universal"))
+
+
 def present(record: Mapping[str, Any], code: bool = True) -> bool:
     """Whether the method's options, and its code if that counts, are still what they were when the record was made."""
     cell = Cell.from_dict(record["cell"])
@@ -251,7 +297,9 @@ def published(record: Mapping[str, Any]) -> bool:
     cell = Cell.from_dict(record["cell"])
     ablated = all(plugin == cell.method and key in ABLATIONS for plugin, pairs in cell.options for key, _ in pairs)
     people = (None,) if "model" in registry.load("methods", cell.method).changes else (None, 0)  # what leaves the model alone harms none
-    plain = cell.bystanders in people and not cell.group and cell.seed == 0 and not cell.base
+    people = (*people, 1) if cell.group else people  # what several cost bystanders shows on one for each of them
+    people = (0,) if gray_box(cell) else people
+    plain = cell.bystanders in people and cell.seed == 0 and not cell.base
     standard = json.loads(json.dumps(asdict(Avatars.protocol)))
     plain = plain and all(record["protocol"][name] == value for name, value in standard.items() if name != "options")
     plain = plain and "(" not in cell.attack
@@ -266,7 +314,7 @@ def add(output: Path, former: bool) -> None:
         if published(record) and present(record, code=not former):
             shutil.copy(path, RESULTS / "records" / path.name)
             cell = Cell.from_dict(record["cell"])
-            if cell.method in METHODS[1:] and not cell.options and cell.budget is None and cell.attack == "lora":
+            if cell.method in METHODS[1:] and not (cell.options or cell.group) and cell.budget is None and cell.attack == "lora":
                 grids[cell.method][cell.subject] = record
     for method, found in grids.items():
         grid(found, output / "store", DOCS / "images" / f"avatars-{method}.png")
@@ -279,6 +327,7 @@ def commands(cells: Sequence[Cell]) -> str:
     for cell in cells:
         words = [f"-o {key}={value}" for _, pairs in cell.options for key, value in pairs]
         words += [f"--{name} {value:g}" for name in ("budget", "bystanders") if (value := getattr(cell, name)) is not None]
+        words += [f"--together {len(cell.group)}"] if cell.group else []
         subjects[cell.method, cell.attack, " ".join(words)].add(cell.subject)
     attacks: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (method, attack, words), names in sorted(subjects.items()):
@@ -299,13 +348,19 @@ def page() -> str:
     groups: dict[tuple[str, str], list[Score]] = defaultdict(list)
     former: dict[str, int] = defaultdict(int)
     budgets: dict[tuple[str, str], dict[float, list[Score]]] = defaultdict(lambda: defaultdict(list))
+    together: dict[tuple[str, int], list[Score]] = defaultdict(list)
+    shifts: dict[str, dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
     scores = []
     cells = []
     for _, record in read_records(RESULTS):
         scores.append(found := score(record))
         cells.append(cell := Cell.from_dict(record["cell"]))
-        if (budget := cell.budget) is not None:
+        if cell.group:
+            together[found.method, len(cell.group)].append(found)
+        elif (budget := cell.budget) is not None:
             budgets[found.method, found.attack][budget].append(found)
+        elif gray_box(cell):
+            shifts[found.method][found.attack].append(found)
         elif found.attack == "lora":
             groups[found.method, found.variant].append(found)
             former[found.method] += not present(record)
@@ -320,6 +375,10 @@ def page() -> str:
     parts.append(CONTROLS.format(margin=Avatars.protocol.margin, table=controls_table(scores)))
     if budgets:
         parts.append(BUDGETS.format(table=budget_table(budgets)))
+    if shifts:
+        parts.append(SHIFTED.format(table=shifted_table(shifts, groups)))
+    if together:
+        parts.append(TOGETHER.format(table=together_table(together, groups)))
     drawn = [method for method in METHODS if (DOCS / "images" / f"avatars-{method}.png").exists()]
     if drawn:
         parts.append(PICTURES.format(grids="\n\n".join(f"### `{m}`\n\n![Pictures of {m}](images/avatars-{m}.png)" for m in drawn)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_lowercase
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from persbench.stats import Interval, Rank
 
-from .aggregate import BASELINES, Board, Entry, Gap, Score, line, score
+from .aggregate import BASELINES, Board, Entry, Gap, Score, boards, line, score, track_sets
 from .flags import FLAGS
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .reported import Paper
 
 
+TABLES, SHEETS = 12, 8  # how many tables a run prints, and places of pictures
 WIDE = 144  # columns of a terminal that has room for the columns that say more
 
 
@@ -78,7 +80,23 @@ def run_table(title: str, scores: Sequence[tuple[Result, Score | None]]) -> Tabl
 
 
 def print_run(console: Console, results: Sequence[Result], output: Path) -> None:
-    """The tables at the end of a run, one for each method and attack, and where everything lies."""
+    """What came of a run: a table for each method and attack, or a leaderboard where these are many; and where everything lies."""
+    if len({(result.cell.method, result.cell.attack) for result in results}) > TABLES:
+        found = [(r.path, r.record or json.loads(r.path.read_text("utf-8"))) for r in results if r.path]
+        print_leaderboard(console, boards(found, track_sets), {})
+    else:
+        _print_tables(console, results)
+    console.print(f"records:  {output / 'records'}", highlight=False, soft_wrap=True)
+    drawn = [result for result in results if result.record]
+    for result in drawn[:SHEETS]:
+        where = f"{result.cell.method} · {result.cell.attack} · {result.cell.subject}"
+        console.print(f"pictures: {result.record['sheet']}  ({where})", highlight=False, soft_wrap=True)
+    if len(drawn) > SHEETS:
+        more = f"and {len(drawn) - SHEETS} more: persbench leaderboard --output {output} --site DIR shows them"
+        console.print(more, highlight=False, soft_wrap=True)
+
+
+def _print_tables(console: Console, results: Sequence[Result]) -> None:
     scores: list[tuple[Result, Score | None]] = [(r, score(r.record, r.path.name) if r.record and r.path else None) for r in results]
     groups: dict[tuple[str, str], list[tuple[Result, Score | None]]] = {}
     for result, each in scores:
@@ -110,12 +128,6 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
         for error in each.errors if each else (result.error,):
             console.print(
                 f"[red]error:[/] {cell.method} · {cell.attack} · {cell.subject}: {escape(error)}", highlight=False, soft_wrap=True
-            )
-    console.print(f"records:  {output / 'records'}", highlight=False, soft_wrap=True)
-    for result in results:
-        if result.record:
-            console.print(
-                f"pictures: {result.record['sheet']}  ({result.cell.method}, {result.cell.subject})", highlight=False, soft_wrap=True
             )
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 from io import StringIO
 
 import pytest
 from persbench.leaderboard.reported import read_reported
-from persbench.leaderboard.terminal import print_leaderboard
+from persbench.leaderboard.terminal import SHEETS, TABLES, print_leaderboard, print_run
 from rich.console import Console
 from synthetic import board, gap, record
+
+from persbench.pipeline.results import Result
+from persbench.pipeline.spec import Cell
 
 
 def shown(records: list[dict], width: int, **more) -> str:
@@ -64,3 +68,23 @@ def test_reported_numbers_have_tables_of_their_own() -> None:
     assert "0.1167" in reported and "0.1167" not in measured
     assert "DINO ↓" in reported
     assert "not measured here" in reported
+
+
+@pytest.mark.parametrize("methods", [TABLES, TABLES + 1])
+def test_a_large_run_ends_with_a_leaderboard_and_a_few_places_of_pictures(tmp_path, methods) -> None:
+    def result(name: str, found: dict) -> Result:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(found))
+        scored = found | {"sheet": f"{name}.png"} if found.get("status", "ok") == "ok" else None
+        return Result(Cell("avatars", "", name, "lora", "ada", 0), scored, path, found.get("reason", ""))
+
+    results = [result(name := f"method-{number}", record(name)) for number in range(methods - 1)]
+    results.append(result("other", gap("error", "out of memory", "other")))
+    stream = StringIO()
+    print_run(Console(file=stream, width=80), results, tmp_path)
+    text = stream.getvalue()
+    assert ("How well did" in text) == (methods <= TABLES)
+    assert ("worst case" in text) == (methods > TABLES)
+    assert "out of memory" in text
+    assert text.count("pictures: method-") == SHEETS
+    assert f"and {methods - 1 - SHEETS} more" in text
