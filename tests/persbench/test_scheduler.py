@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,33 +252,50 @@ def group_lives(number: int) -> bool:
     return True
 
 
-@pytest.mark.usefixtures("plugin")
-def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(tiny_epsilon, tmp_path, installed_plugin) -> None:
+def ends(number: int, seconds: float) -> bool:
+    """Whether nobody of a process group is left within some seconds."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds and group_lives(number):
+        time.sleep(0.1)
+    return not group_lives(number)
+
+
+@pytest.fixture
+def hanging(plugin, tiny_epsilon, tmp_path, installed_plugin) -> Iterator[subprocess.Popen]:
+    """A run whose only worker hangs in a protection, in a process group of its own."""
     path = write(tmp_path, tiny_epsilon, "methods: [hangs]", "attacks: [none]", "workers: 1", "threads: 1")
     words = [sys.executable, "-m", "persbench", "run", "--spec", str(path), "--output", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(installed_plugin)}
     process = subprocess.Popen(
         words,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(installed_plugin)},
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are born deaf to it
     )
     try:
         assert any("protect ada with hangs" in line for line in process.stderr)
-        began = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, err = process.communicate(timeout=60)
-        assert time.monotonic() - began < 10
-        assert process.returncode == 130
-        assert "the same command goes on from here" in err
-        while time.monotonic() - began < 20 and group_lives(process.pid):
-            time.sleep(0.1)
-        assert not group_lives(process.pid)
+        yield process
     finally:
-        if process.poll() is None:
+        if group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_ctrl_c_stops_within_seconds_and_says_how_to_go_on(hanging) -> None:
+    began = time.monotonic()
+    os.killpg(hanging.pid, signal.SIGINT)  # as a terminal does
+    _, err = hanging.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert hanging.returncode == 130
+    assert "the same command goes on from here" in err
+    assert ends(hanging.pid, 10)
+
+
+def test_workers_of_a_killed_run_end_in_the_middle_of_their_stage(hanging) -> None:
+    hanging.kill()  # the run alone, as `kill -9` does
+    hanging.wait()
+    assert ends(hanging.pid, 10)
 
 
 @pytest.mark.slow

@@ -232,16 +232,21 @@ def test_the_lock_of_a_dead_run_is_free_and_what_it_left_is_cleaned(tmp_path, ca
         """
     )
     root = tmp_path / "store"
-    assert subprocess.run([sys.executable, "-c", code, root], timeout=60).returncode == -signal.SIGKILL
+
+    def die() -> None:
+        assert subprocess.run([sys.executable, "-c", code, root], timeout=60).returncode == -signal.SIGKILL
+
+    die()
     store, key = Store(root), digest({"n": 1})
     left = {root / "protect" / f".{key}.partial", root / "protect" / f"{key}.lock"}
     assert set(store.leftovers()) == left
     assert call("store", "gc", "--output", tmp_path, "--dry-run")[0] == 0
     assert all(path.exists() for path in left)
-    code, out, _ = call("store", "gc", "--output", tmp_path)
-    assert code == 0
+    status, out, _ = call("store", "gc", "--output", tmp_path)
+    assert status == 0
     assert "2 leftovers, 0 artefacts" in out
     assert not any(path.exists() for path in left)
+    die()  # and nobody cleans
     assert store.get("protect", {"n": 1}, write("whole")).path("result.txt").read_text() == "whole"
 
 
