@@ -661,6 +661,11 @@ def track_sets(track: str) -> Mapping[str, Sequence[str]]:
     return registry.load("tracks", track)().attack_sets() if track in registry.names("tracks") else {}
 
 
+def disclaimer(track: str) -> str:
+    """What a track says of its numbers; "" for a track that is not installed."""
+    return registry.load("tracks", track).disclaimer if track in registry.names("tracks") else ""  # type: ignore[attr-defined]
+
+
 def read_boards(folder: Path) -> list[Board]:
     """The boards of an output folder. Raises PersbenchError when there are no records."""
     return boards(iter_records(folder), track_sets)

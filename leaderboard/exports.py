@@ -181,7 +181,8 @@ def paper_lines(paper: Paper) -> list[dict[str, str]]:
 def _titles(boards: Sequence[Board], papers: Sequence[Paper]) -> Iterable[tuple[str, list[dict[str, str]]]]:
     for board in boards:
         attacks = ", ".join(board.attack_sets[board.attack_set])
-        yield f"{board.track}: worst case over {attacks}; {len(board.subjects)} subjects; board {board.key}", summary(board)
+        count = len(board.subjects)
+        yield f"{board.track}: worst case over {attacks}; {count} subject{'s' * (count != 1)}; board {board.key}", summary(board)
     for paper in papers:
         yield f"Reported, not measured here: {paper.title}. {paper.source}. {paper.protocol}", paper_lines(paper)
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from persbench.stats import Interval, Rank
 
-from .aggregate import BASELINES, Board, Entry, Gap, Score, boards, line, score, track_sets
+from .aggregate import BASELINES, Board, Entry, Gap, Score, boards, disclaimer, line, score, track_sets
 from .flags import FLAGS
 
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ def print_run(console: Console, results: Sequence[Result], output: Path) -> None
     """What came of a run: a table for each method and attack, or a leaderboard where these are many; and where everything lies."""
     if len({(result.cell.method, result.cell.attack) for result in results}) > TABLES:
         found = [(r.path, r.record or json.loads(r.path.read_text("utf-8"))) for r in results if r.path]
-        print_leaderboard(console, boards(found, track_sets), {})
+        made = boards(found, track_sets)
+        print_leaderboard(console, made, {board.track: disclaimer(board.track) for board in made})
     else:
         _print_tables(console, results)
     console.print(f"records:  {output / 'records'}", highlight=False, soft_wrap=True)
-    drawn = [result for result in results if result.record]
-    for result in drawn[:SHEETS]:
-        where = f"{result.cell.method} · {result.cell.attack} · {result.cell.subject}"
-        console.print(f"pictures: {result.record['sheet']}  ({where})", highlight=False, soft_wrap=True)
+    drawn = [(result.cell, result.record["sheet"]) for result in results if result.record]
+    for cell, sheet in drawn[:SHEETS]:
+        console.print(f"pictures: {sheet}  ({cell.method} · {cell.attack} · {cell.subject})", highlight=False, soft_wrap=True)
     if len(drawn) > SHEETS:
         more = f"and {len(drawn) - SHEETS} more: persbench leaderboard --output {output} --site DIR shows them"
         console.print(more, highlight=False, soft_wrap=True)
@@ -141,7 +141,8 @@ def place(rank: Rank | None) -> str:
 def board_table(board: Board, wide: bool, letters: Mapping[str, str], details: bool) -> Table:
     """Rows of a board, the worst case first; with `details` a line below each for every attack. Readable in 80 columns."""
     attacks = board.attack_sets[board.attack_set]
-    title = f"{board.track} · {len(board.subjects)} subjects · attack set {board.attack_set} ({len(attacks)})"
+    count = len(board.subjects)
+    title = f"{board.track} · {count} subject{'s' * (count != 1)} · attack set {board.attack_set} ({len(attacks)})"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("method", overflow="fold", min_width=22 if wide else 16)

@@ -27,7 +27,7 @@ def leaderboard(
     """Rank the methods that have been run, by protection in the worst case over attacks."""
     from rich.console import Console
 
-    from persbench.leaderboard.aggregate import read_boards
+    from persbench.leaderboard.aggregate import disclaimer, read_boards
     from persbench.leaderboard.exports import check_suffix, export_boards
     from persbench.leaderboard.reported import read_reported
     from persbench.leaderboard.terminal import print_leaderboard
@@ -50,10 +50,3 @@ def leaderboard(
 
         page = write_site(site, everything, output, disclaimers, papers, read_verdicts(output))
         Console().print(f"wrote {page}", highlight=False, soft_wrap=True)
-
-
-def disclaimer(track: str) -> str:
-    """What a track says of its numbers; "" for a track that is not installed."""
-    from persbench import registry
-
-    return registry.load("tracks", track).disclaimer if track in registry.names("tracks") else ""  # type: ignore[attr-defined]
