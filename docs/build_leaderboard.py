@@ -91,7 +91,6 @@ What the adversary gets, one picture for each prompt of the protocol.
 
 """
 
-
 DRAWN = ("lora", "dreambooth", *PURIFIED[1:], "weight-merge+lora", *SHIFTED)
 SIDE, GAP, LABEL = 48, 8, 160
 
@@ -144,7 +143,7 @@ def noise_table(board: Board) -> str:
     attacks = ("dreambooth", "lora")
     noise = {attack: protected(board, "random-noise", attack) for attack in attacks}
     rows = []
-    for row in board.rows:
+    for row in sorted(board.rows, key=lambda row: protected(board, row.method, attacks[0]) or 0.0, reverse=True):
         if row.threat_model == "image" and row.method != "random-noise":
             line = {
                 "method": f"`{row.method}`",
@@ -156,7 +155,7 @@ def noise_table(board: Board) -> str:
                 line[attack] = number(found)
                 line[f"{attack} - noise"] = number(found - least if found is not None and least is not None else None)
             rows.append(line)
-    return markdown(sorted(rows, key=lambda line: line["dreambooth"], reverse=True))
+    return markdown(rows)
 
 
 def changed_table(board: Board, attacks: Sequence[str], methods: Iterable[str]) -> str:

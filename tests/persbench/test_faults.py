@@ -62,7 +62,7 @@ def wrong_photos(how: str, photos: torch.Tensor):
         "nothing": None,
         "levels": (photos * 255).to(torch.uint8),
         "list": photos.tolist(),
-        "budget": (photos + 9.1 / 255).clamp(0, 1),
+        "budget": (photos + 17.1 / 255).clamp(0, 1),
     }
     return faults[how]
 
@@ -220,7 +220,7 @@ def fails(run: Pipeline, node: Node | None, message: str) -> None:
         ("nothing", "it returned nothing"),
         ("levels", "it returned torch.uint8 of shape"),
         ("list", "it returned list"),
-        ("budget", r"faulty changed a photo by (9|10) levels; its budget is 8"),
+        ("budget", r"faulty changed a photo by (17|18) levels; its budget is 16"),
         ("not a release", "faulty must return a Release; it returned dict"),
         ("in place", "faulty changed a model that was lent to it"),
     ],
