@@ -14,10 +14,9 @@ from pathlib import Path
 from statistics import fmean
 
 from persbench.leaderboard.aggregate import Board, Entry, read_boards, read_records
-from persbench.leaderboard.exports import summary
+from persbench.leaderboard.exports import markdown_table, summary
 from persbench.leaderboard.terminal import number
 from PIL import Image, ImageDraw
-from tabulate import tabulate
 
 from persbench.tracks.avatars import Avatars
 
@@ -114,13 +113,6 @@ def sheet(output: Path) -> None:
     canvas.quantize(256).save(DOCS / "images" / "leaderboard.png", optimize=True)
 
 
-def markdown(rows: Iterable[dict[str, str]]) -> str:
-    """A table."""
-    return tabulate(
-        [{k: v.replace("|", "\\|") for k, v in row.items()} for row in rows], headers="keys", tablefmt="github", disable_numparse=True
-    )
-
-
 def outcome(entry: Entry | None) -> str:
     """What came of the cells of a method under an attack."""
     if entry is None:
@@ -155,7 +147,7 @@ def noise_table(board: Board) -> str:
                 line[attack] = number(found)
                 line[f"{attack} - noise"] = number(found - least if found is not None and least is not None else None)
             rows.append(line)
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def changed_table(board: Board, attacks: Sequence[str], methods: Iterable[str]) -> str:
@@ -173,7 +165,7 @@ def changed_table(board: Board, attacks: Sequence[str], methods: Iterable[str]) 
         rows.append(
             {"method": f"mean of {len(members)}", "threat": threat, **{a: number(fmean(v) if v else None) for a, v in means.items()}}
         )
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def page() -> str:
@@ -207,10 +199,10 @@ def page() -> str:
         subjects=", ".join(SUBJECTS),
         outcomes=f"{sum(outcomes.values())} cells: " + ", ".join(f"{count} {name}" for name, count in outcomes.most_common()) + ".",
         hours=sum(spent.values()) / 3600,
-        worst=markdown(summary(board)),
-        attacks=markdown(lines),
+        worst=markdown_table(summary(board)),
+        attacks=markdown_table(lines),
         margin=Avatars.protocol.margin,
-        controls=markdown(learned),
+        controls=markdown_table(learned),
         noise=noise_table(board),
         purified=changed_table(board, PURIFIED, [row.method for row in board.rows if row.threat_model != "none"]),
         shifted=changed_table(board, SHIFTED, [row.method for row in board.rows if row.method.startswith("persguard-")]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,16 +187,20 @@ def _titles(boards: Sequence[Board], papers: Sequence[Paper]) -> Iterable[tuple[
         yield f"Reported, not measured here: {paper.title}. {paper.source}. {paper.protocol}", paper_lines(paper)
 
 
-def _markdown(path: Path, boards: Sequence[Board], papers: Sequence[Paper]) -> list[Path]:
+def markdown_table(lines: Iterable[Mapping[str, str]]) -> str:
+    """A Markdown table of lines (heading -> text); whatever stands in the text stays text."""
     from tabulate import tabulate
 
-    def cell(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    table = [{name: _plain(text) for name, text in line.items()} for line in lines]
+    return tabulate(table, headers="keys", tablefmt="github", disable_numparse=True)
 
-    parts = []
-    for title, lines in _titles(boards, papers):
-        table = [{name: cell(text) for name, text in line.items()} for line in lines]
-        parts.append(f"{cell(title)}\n\n{tabulate(table, headers='keys', tablefmt='github', disable_numparse=True)}\n")
+
+def _plain(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _markdown(path: Path, boards: Sequence[Board], papers: Sequence[Paper]) -> list[Path]:
+    parts = [f"{_plain(title)}\n\n{markdown_table(lines)}\n" for title, lines in _titles(boards, papers)]
     path.write_text("\n".join(parts), "utf-8")
     return [path]
 
